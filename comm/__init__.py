@@ -1,0 +1,1 @@
+"""The only importer of mpi4py: world, groups, collectives, tree all-reduce."""

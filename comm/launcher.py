@@ -1,0 +1,65 @@
+"""What the launcher says in the environment, as a table: rank, size and local size before MPI has started."""
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hpcinfer.errors import MeshError
+
+
+class _Variables(NamedTuple):
+    launcher: str
+    rank: str
+    size: str
+    local_size: str
+
+
+_LAUNCHERS = (
+    _Variables("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Variables("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE"),
+)
+
+
+class Launch(NamedTuple):
+    """How this process was started."""
+
+    launcher: str  # "" when it was started alone
+    rank: int
+    size: int
+    local_size: int  # ranks on this node; 1 when the launcher does not say
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Read rank and sizes from the environment; the first launcher of the table that is there counts."""
+    for names in _LAUNCHERS:
+        rank, size = environment.get(names.rank, ""), environment.get(names.size, "")
+        if rank.isdigit() and size.isdigit():
+            local = environment.get(names.local_size, "")
+            return Launch(names.launcher, int(rank), int(size), int(local) if local.isdigit() else 1)
+    return Launch("", 0, 1, 1)
+
+
+def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Compare the size of the MPI world with what the launcher and Slurm asked for.
+
+    Not collective.
+
+    Raises:
+        MeshError: the world is smaller or larger; the usual cause is an MPI that does not fit the launcher.
+    """
+    launch = read_launch(environment)
+    expected = {launch.launcher or "alone": launch.size}
+    tasks = environment.get("SLURM_NTASKS", "")
+    if tasks.isdigit() and launch.launcher != "srun":
+        expected["SLURM_NTASKS"] = int(tasks)
+    for source, size in expected.items():
+        if size != world_size:
+            raise MeshError(
+                f"the MPI world has {world_size} ranks, {source} says {size}",
+                expected="one MPI world with a rank per task",
+                where=f"host {socket.gethostname()}",
+                hint="use srun --mpi=pmix with Open MPI, srun --mpi=pmi2 with MPICH, or mpirun; "
+                "unset SLURM_NTASKS to run fewer ranks on purpose",
+            )

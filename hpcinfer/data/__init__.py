@@ -1,0 +1,1 @@
+"""Rows in, records out: formats, tokenizer, chat template, incremental text."""

@@ -1,0 +1,70 @@
+"""A row becomes what the engine serves: token ids and sampling values, or an error record."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcinfer.config import SamplingParams
+from hpcinfer.data.chat import ChatTemplate
+from hpcinfer.data.request import Prepared, RowRequest, parse_row
+from hpcinfer.data.sampling_defaults import SamplingDefaults, sampling_for
+from hpcinfer.data.tokenizer import Tokenizer
+from hpcinfer.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Prepares rows, one at a time; the same row gives the same result on every rank."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    defaults: SamplingDefaults
+    max_model_len: int  # tokens of prompt and output together
+    vocab_size: int  # of the model; its tokenizer's may be smaller
+    kind: str  # of the input: "text" or "jsonl"
+
+    def prepare(self, row: int, line: bytes) -> Prepared:
+        """Parse, tokenize and check one row.
+
+        A max_tokens that does not fit behind the prompt is lowered to what fits, also where the request gives it: the
+        row is answered, with finish_reason "length".
+
+        Raises:
+            RequestError: a row that cannot be served, with the reason.
+        """
+        request = parse_row(row, line, self.kind)
+        sampling = sampling_for(request, self.defaults)
+        self._check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias])
+        self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        prompt_ids = self._prompt_ids(request)
+        return Prepared(request, np.array(prompt_ids, dtype=np.int64), self._fit(sampling, len(prompt_ids)))
+
+    def _prompt_ids(self, request: RowRequest) -> list[int]:
+        """Token ids of a prompt; the text of a chat template already has its special tokens."""
+        if request.prompt_token_ids is not None:
+            ids = list(request.prompt_token_ids)
+        elif request.messages is not None:
+            text = self.template.render(request.messages, **request.template_options)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self.tokenizer.encode(request.prompt or "", add_special_tokens=True)
+        name = "messages" if request.endpoint == "chat" else "prompt"
+        if not ids:
+            raise RequestError("empty_prompt", f"{name}: no tokens, and none that the model begins with", param=name)
+        self._check_ids(name, ids)
+        return ids
+
+    def _check_ids(self, name: str, ids: list[int] | tuple[int, ...]) -> None:
+        if ids and max(ids) >= self.vocab_size:
+            message = f"{name}: token id {max(ids)}, expected less than the vocabulary of {self.vocab_size}"
+            raise RequestError("invalid_value", message, param=name)
+
+    def _fit(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+        """Lower max_tokens to the room behind the prompt, of at least one token (none if only the prompt is scored)."""
+        room = self.max_model_len - num_prompt_tokens
+        if room < min(1, sampling.max_tokens):
+            message = f"the prompt has {num_prompt_tokens} tokens, max_model_len is {self.max_model_len}"
+            raise RequestError("prompt_too_long", message, param="prompt")
+        max_tokens = min(sampling.max_tokens, room)
+        return dataclasses.replace(sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))

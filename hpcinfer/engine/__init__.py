@@ -1,0 +1,1 @@
+"""Requests in, sequences through the model, completions out: the loop of one replica."""

@@ -1,0 +1,96 @@
+"""KV blocks: who holds which, how many share one, which prefixes can be reused. Integers only.
+
+Every block is in exactly one state:  held (references >= 1)  |  free (references 0, in `_free`)
+A free block keeps its hash until it is handed out again, so that a later sequence with the same prefix
+finds it. Blocks are handed out oldest first.
+"""
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import numpy as np
+
+from hpcinfer.engine.sequence import Sequence
+
+
+class BlockManager:
+    """Hands out KV blocks of `block_size` tokens; the same decisions on every rank of a replica."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._free: OrderedDict[int, None] = OrderedDict((block, None) for block in range(num_blocks))
+        self._references = [0] * num_blocks
+        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    def missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that the sequence lacks to hold its first `num_tokens` tokens."""
+        return max(0, -(-num_tokens // self.block_size) - len(sequence.blocks))
+
+    def can_grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether enough blocks are free for the first `num_tokens` tokens."""
+        return self.missing(sequence, num_tokens) <= len(self._free)
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give the sequence blocks for its first `num_tokens` tokens."""
+        for _ in range(self.missing(sequence, num_tokens)):
+            block, _none = self._free.popitem(last=False)
+            self._forget(block)
+            self._references[block] = 1
+            sequence.blocks.append(block)
+
+    def reuse_prefix(self, sequence: Sequence) -> None:
+        """Give a sequence without blocks those that hold its prefix; its last token is always left to compute."""
+        assert not sequence.blocks, f"{sequence = } already holds blocks"
+        for index in range((len(sequence.token_ids) - 1) // self.block_size):
+            block = self._block_of.get(self._hash(sequence, index))
+            if block is None:
+                break
+            self._free.pop(block, None)
+            self._references[block] += 1
+            sequence.blocks.append(block)
+        sequence.num_remembered = len(sequence.blocks)
+        sequence.num_computed = len(sequence.blocks) * self.block_size
+
+    def remember(self, sequence: Sequence) -> None:
+        """Offer the blocks that the sequence has filled for reuse."""
+        num_full = sequence.num_computed // self.block_size
+        for index in range(sequence.num_remembered, num_full):
+            block, digest = sequence.blocks[index], self._hash(sequence, index)
+            if digest not in self._block_of:
+                self._hash_of[block], self._block_of[digest] = digest, block
+        sequence.num_remembered = num_full
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks back, last ones first, so that prefixes stay longest."""
+        for block in reversed(sequence.blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+        sequence.blocks.clear()
+        sequence.num_computed = sequence.num_remembered = 0
+
+    def check_integrity(self) -> None:
+        """Assert that every block is either held or free, once."""
+        for block, references in enumerate(self._references):
+            assert references >= 0, f"{block = } {references = }"
+            assert (references == 0) == (block in self._free), f"{block = } {references = }"
+
+    def _hash(self, sequence: Sequence, index: int) -> bytes:
+        hashes = sequence.block_hashes
+        while len(hashes) <= index:
+            start = len(hashes) * self.block_size
+            ids = np.asarray(sequence.token_ids[start : start + self.block_size], np.int32)
+            hashes.append(blake2b(ids.tobytes(), key=hashes[-1] if hashes else b"", digest_size=16).digest())
+        return hashes[index]
+
+    def _forget(self, block: int) -> None:
+        digest = self._hash_of[block]
+        if digest is not None:
+            del self._block_of[digest]
+            self._hash_of[block] = None

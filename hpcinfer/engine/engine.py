@@ -1,0 +1,71 @@
+"""THE loop: every rank of a replica takes the same decisions from the same step records.
+
+    record (results of micro-batch k - pp, new requests) → commit → schedule → forward → sample
+
+With pp stages, pp micro-batches are in flight: stage s computes micro-batch k while stage s + 1 computes k - 1.
+"""
+
+from collections import deque
+
+from hpcinfer.agree import where_am_i
+from hpcinfer.engine.batch import Batch, build_batch
+from hpcinfer.engine.leader import Leader
+from hpcinfer.engine.record import NO_TOKEN, StepRecord
+from hpcinfer.engine.runner import Runner
+from hpcinfer.engine.scheduler import Scheduler
+from hpcinfer.report.metrics import Metrics
+
+
+class Engine:
+    """One rank's part of a replica."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, metrics: Metrics, *, debug_lockstep: bool = False) -> None:
+        self._scheduler, self._runner, self._metrics = scheduler, runner, metrics
+        self._pipeline = runner.pipeline
+        self._in_flight: deque[Batch | None] = deque([None] * self._pipeline.place.pp)
+        self._debug_lockstep = debug_lockstep
+        self._step = 0
+
+    def run(self, leader: Leader | None) -> None:
+        """Serve requests until there are no more.
+
+        Collective over the replica.
+
+        Args:
+            leader: on the leader; None on all other ranks.
+        """
+        while not (record := self._exchange(leader)).is_last:
+            self._apply(record, leader)
+            with self._metrics.phase("scheduling"):
+                works = self._scheduler.schedule()
+                batch = build_batch(works, self._scheduler.blocks.block_size) if works else None
+            self._in_flight.append(batch)
+            self._metrics.peak("micro_batches", sum(b is not None for b in self._in_flight))
+            if batch is not None:
+                self._runner.forward(batch)
+            self._step += 1
+        self._pipeline.flush()
+
+    def _exchange(self, leader: Leader | None) -> StepRecord:
+        digest = self._scheduler.digest() if self._debug_lockstep else bytes(8)
+        if leader is not None:
+            record = leader.write(self._step, self._in_flight, digest)
+            self._pipeline.send_record(record.to_bytes())
+            return record
+        with self._metrics.phase("waiting for the leader"):
+            record = StepRecord.from_bytes(self._pipeline.receive_record())
+        who = where_am_i(self._pipeline.replica)
+        assert record.step == self._step, f"{who}: {record.step = } {self._step = }"
+        assert record.digest == digest, f"{who}: the schedule differs from the leader's at step {self._step}"
+        return record
+
+    def _apply(self, record: StepRecord, leader: Leader | None) -> None:
+        with self._metrics.phase("scheduling"):
+            oldest = self._in_flight.popleft()
+            works = oldest.works if oldest else []
+            for work, token_id, finish in zip(works, record.token_ids, record.finishes, strict=True):
+                self._scheduler.commit(work, None if token_id == NO_TOKEN else token_id, finish)
+            for request in record.requests:
+                sequences = self._scheduler.add(request)
+                if leader is not None:
+                    leader.outputs.open(sequences)

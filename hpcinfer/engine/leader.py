@@ -1,0 +1,60 @@
+"""What only the leader does: requests in, texts and stop strings, finished rows out, the step record."""
+
+from collections import deque
+from itertools import islice
+
+from hpcinfer.engine.batch import Batch
+from hpcinfer.engine.frontend import Frontend
+from hpcinfer.engine.outputs import Outputs
+from hpcinfer.engine.record import NO_TOKEN, StepRecord
+from hpcinfer.engine.request import Request
+from hpcinfer.engine.runner import Runner
+from hpcinfer.engine.sampler import RowResult, decode_results
+from hpcinfer.engine.scheduler import Scheduler, Work
+from hpcinfer.engine.sequence import Finish
+
+
+class Leader:
+    """Writes the step records of one replica."""
+
+    def __init__(self, scheduler: Scheduler, outputs: Outputs, frontend: Frontend, runner: Runner) -> None:
+        self._scheduler, self.outputs, self._frontend = scheduler, outputs, frontend
+        self._pipeline, self._metrics = runner.pipeline, runner.metrics
+
+    def write(self, step: int, in_flight: deque[Batch | None], digest: bytes) -> StepRecord:
+        """Collect the results of the oldest micro-batch and what is new."""
+        oldest = in_flight[0]
+        verdicts = self._verdicts(oldest) if oldest is not None else []
+        num_ending = sum(finish is not Finish.NONE for _, finish in verdicts)
+        with self._metrics.phase("input and output"):
+            requests = self._take(num_ending)
+            has_work = bool(requests) or self._scheduler.num_live > num_ending
+            while not has_work and not self._frontend.is_exhausted():
+                self._frontend.wait()
+                requests = self._take(num_ending)
+                has_work = bool(requests)
+        return StepRecord(
+            step, tuple(token for token, _ in verdicts), tuple(finish for _, finish in verdicts),
+            tuple(requests), is_last=not has_work and not verdicts, digest=digest,
+        )
+
+    def _take(self, num_ending: int) -> list[Request]:
+        limits = self._scheduler.limits
+        queue = 2 * limits.max_num_seqs * limits.num_micro_batches
+        return self._frontend.take(max(0, queue - self._scheduler.num_live + num_ending))
+
+    def _verdicts(self, batch: Batch) -> list[tuple[int, Finish]]:
+        results: list[RowResult] = []
+        if batch.rows:
+            with self._metrics.phase("waiting for results"):
+                results = decode_results(self._pipeline.receive_results(), len(batch.rows))
+        with self._metrics.phase("input and output"):
+            rows = iter(results)
+            return [self._verdict(work, list(islice(rows, len(work.scored) + work.samples))) for work in batch.works]
+
+    def _verdict(self, work: Work, results: list[RowResult]) -> tuple[int, Finish]:
+        token_id = results[-1].token_id if work.samples else NO_TOKEN
+        finish = self.outputs.extend(work, results)
+        if finish is not Finish.NONE and (choices := self.outputs.close(work.sequence, finish)):
+            self._frontend.finish(work.sequence.request.row, choices)
+        return token_id, finish

@@ -1,0 +1,116 @@
+"""From logits to the next token: penalties, filters, the counter-based generator. Pure functions of one row each.
+
+A row is the logits of one position over contiguous vocabulary ids, float32. Only kernels' exp and log and
+elementwise arithmetic are used, sums run in one order: the same row gives the same token everywhere.
+"""
+
+import struct
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcinfer.config import SamplingParams
+from hpcinfer.engine.sequence import Sequence
+from hpcinfer.kernels.protocol import Kernels
+from hpcinfer.partition.grains import Span, tree_reduce
+
+_KEY = struct.Struct("<qqqq")
+
+
+class TokenScore(NamedTuple):
+    """Log-probability of a token, and of the most likely ones at its position: highest first, then lowest id."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def uniform(seed: int, row: int, choice: int, position: int) -> float:
+    """Draw from [0, 1), a function of the four numbers alone (a hash in counter mode, 53 bits)."""
+    digest = blake2b(_KEY.pack(seed, row, choice, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def adjusts(params: SamplingParams, num_output: int) -> bool:
+    """Whether `adjust` would change anything."""
+    return bool(
+        params.logit_bias or params.presence_penalty or params.frequency_penalty
+        or params.repetition_penalty != 1.0 or num_output < params.min_tokens
+    )
+
+
+def adjust(row: np.ndarray, first_id: int, sequence: Sequence, eos_ids: tuple[int, ...]) -> np.ndarray:
+    """Apply min_tokens, logit_bias and penalties to ids [first_id, first_id + len(row)). Returns a new row."""
+    params, row = sequence.request.sampling, row.copy()
+    if sequence.num_output < params.min_tokens:
+        row[_inside((*eos_ids, *params.stop_token_ids), first_id, len(row))] = -np.inf
+    for token_id, bias in params.logit_bias:
+        if first_id <= token_id < first_id + len(row):
+            row[token_id - first_id] += np.float32(bias)
+    if params.repetition_penalty != 1.0:
+        seen = _inside(sequence.token_ids, first_id, len(row))
+        factor = np.float32(params.repetition_penalty)
+        row[seen] = np.where(row[seen] > 0, row[seen] / factor, row[seen] * factor)
+    if params.presence_penalty or params.frequency_penalty:
+        ids, counts = np.unique(np.asarray(sequence.output_ids, np.int64), return_counts=True)
+        is_here = (ids >= first_id) & (ids < first_id + len(row))
+        penalty = params.frequency_penalty * counts[is_here] + params.presence_penalty
+        row[ids[is_here] - first_id] -= penalty.astype(np.float32)
+    return row
+
+
+def sample(row: np.ndarray, params: SamplingParams, u: float, kernels: Kernels) -> int:
+    """Choose a token id from adjusted logits [V]: temperature, min_p, top_k, top_p, in this order; `u` in [0, 1)."""
+    if params.is_greedy:
+        return int(row.argmax())
+    scaled = row / np.float32(params.temperature)
+    weights = kernels.exp(scaled - scaled.max())
+    ids = _candidates(scaled, weights, params)
+    sums = np.cumsum(weights[ids], dtype=np.float64)
+    if params.top_p < 1.0:
+        sums = sums[: int(np.searchsorted(sums, params.top_p * sums[-1])) + 1]
+    index = int(np.searchsorted(sums, u * sums[-1], side="right"))
+    return int(ids[min(index, len(sums) - 1)])
+
+
+def log_total(grains: np.ndarray, grain_sizes: tuple[int, ...], kernels: Kernels) -> np.ndarray:
+    """Log of the sum of exponentials of each row of [R, G, U], finished in the tree over the grains. Float64 [R]."""
+    stats = kernels.grain_stats(grains, grain_sizes)
+    peak = stats.maxima.max(axis=1)
+    parts = stats.exp_sums * kernels.exp(stats.maxima - peak[:, None])
+    nodes = {Span(g, g + 1): parts[:, g] for g in range(parts.shape[1])}
+    total: np.ndarray = tree_reduce(nodes, Span(0, parts.shape[1]), np.add)
+    return peak.astype(np.float64) + kernels.log(total).astype(np.float64)
+
+
+def score(row: np.ndarray, log_sum: float, token_id: int, num_top: int) -> TokenScore:
+    """Log-probabilities of a token and of the `num_top` most likely ones, from raw logits [V]."""
+    ids = _largest(row, num_top) if num_top else np.empty(0, np.int64)
+    top = tuple((int(i), float(row[i]) - log_sum) for i in ids)
+    return TokenScore(token_id, float(row[token_id]) - log_sum, top)
+
+
+def _candidates(scaled: np.ndarray, weights: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """Ids that min_p and top_k leave; by logit descending when a filter needs the order, else ascending."""
+    if params.top_k > 0:
+        ids = _largest(scaled, params.top_k)
+    elif params.top_p < 1.0:
+        ids = np.argsort(-scaled, kind="stable")
+    else:
+        ids = np.arange(len(scaled))
+    return ids[weights[ids] >= np.float32(params.min_p)]
+
+
+def _largest(row: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest values: value descending, id ascending."""
+    if count >= len(row):
+        return np.argsort(-row, kind="stable")
+    threshold = np.partition(row, len(row) - count)[len(row) - count]
+    ids = np.flatnonzero(row >= threshold)
+    return ids[np.argsort(-row[ids], kind="stable")][:count]
+
+
+def _inside(token_ids: "tuple[int, ...] | list[int]", first_id: int, length: int) -> np.ndarray:
+    local = np.unique(np.asarray(token_ids, np.int64)) - first_id
+    return local[(local >= 0) & (local < length)]

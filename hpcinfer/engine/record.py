@@ -1,0 +1,49 @@
+"""The step record: all that is local or timed, sent by the leader to its replica once per step. Small and binary."""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcinfer.engine.request import Request
+from hpcinfer.engine.sequence import Finish
+
+_HEADER = struct.Struct("<q?ii8s")  # step, last, works, requests, digest
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Results of the oldest micro-batch in flight, new requests, and whether this is the end."""
+
+    step: int
+    token_ids: tuple[int, ...]  # per work of that micro-batch; NO_TOKEN where none was sampled
+    finishes: tuple[Finish, ...]  # per work
+    requests: tuple[Request, ...] = ()
+    is_last: bool = False
+    digest: bytes = bytes(8)  # of the leader's scheduler before this record, with --debug-lockstep
+
+    def to_bytes(self) -> bytes:
+        """Encode."""
+        header = _HEADER.pack(self.step, self.is_last, len(self.token_ids), len(self.requests), self.digest)
+        requests = [request.to_bytes() for request in self.requests]
+        lengths = np.asarray([len(data) for data in requests], np.int32)
+        arrays = (np.asarray(self.token_ids, np.int32), np.asarray(self.finishes, np.uint8), lengths)
+        return b"".join([header, *(array.tobytes() for array in arrays), *requests])
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "StepRecord":
+        """Decode what `to_bytes` made."""
+        step, is_last, num_works, num_requests, digest = _HEADER.unpack_from(data)
+        at = _HEADER.size
+        token_ids = np.frombuffer(data, np.int32, num_works, at)
+        finishes = np.frombuffer(data, np.uint8, num_works, at + 4 * num_works)
+        at += 5 * num_works
+        lengths = np.frombuffer(data, np.int32, num_requests, at)
+        ends = np.cumsum(lengths, dtype=np.int64) + at + 4 * num_requests
+        requests = tuple(
+            Request.from_bytes(data[end - length : end]) for end, length in zip(ends, lengths, strict=True)
+        )
+        return StepRecord(
+            step, tuple(token_ids.tolist()), tuple(Finish(f) for f in finishes.tolist()), requests, is_last, digest
+        )

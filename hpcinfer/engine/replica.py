@@ -1,0 +1,147 @@
+"""One rank's part of a replica, built: groups, weights, KV cache, scheduler, loop."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from hpcinfer.agree import on_all
+from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.tree import TreeReducer
+from hpcinfer.config import EngineOptions, ModelConfig
+from hpcinfer.engine.block_manager import BlockManager
+from hpcinfer.engine.engine import Engine
+from hpcinfer.engine.pipeline import Pipeline, Place
+from hpcinfer.engine.runner import Runner
+from hpcinfer.engine.sampler import Sampler
+from hpcinfer.engine.scheduler import Limits, Scheduler
+from hpcinfer.errors import ConfigError
+from hpcinfer.kernels.protocol import Kernels
+from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
+from hpcinfer.model.shard import kv_bytes_per_token, shard_plan
+from hpcinfer.model.weights_of import WeightSource, load_stage
+from hpcinfer.partition.mesh import Mesh
+from hpcinfer.report.metrics import Metrics
+from hpcinfer.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+
+_FREE_SHARE = 0.4  # of the node's free memory that KV caches take unless told otherwise
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """What a replica is built from besides the store."""
+
+    engine: EngineOptions
+    dtype: str  # of weights and KV cache; "auto" is float32
+    max_model_len: int  # tokens
+    seed: int
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What the leader and the report need of it."""
+
+    engine: Engine
+    scheduler: Scheduler
+    runner: Runner
+    kv_cache_bytes: int  # of this rank
+    num_blocks: int
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank leads the replica."""
+        return self.runner.pipeline.place.is_leader
+
+
+def resolve_max_model_len(config: ModelConfig, wanted: int | None) -> int:
+    """Resolve the tokens that prompt and output may have together.
+
+    Raises:
+        ConfigError: more than the model was made for.
+    """
+    if wanted is None:
+        return config.max_position_embeddings
+    if not 1 <= wanted <= config.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {wanted}",
+            expected=f"from 1 to {config.max_position_embeddings} (max_position_embeddings of the model)",
+        )
+    return wanted
+
+
+def check_model(store: WeightSource, mesh: Mesh) -> None:
+    """Check that the model can be cut for the mesh.
+
+    Raises:
+        MeshError: more stages than layers, or more tp ranks than grains.
+    """
+    shard_plan(store.config, store.grains, mesh, mesh.coord(0))
+
+
+def build_replica(
+    world: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions
+) -> Replica:
+    """Load this rank's weights and build its part of the loop.
+
+    Collective over the world; fails on all ranks or on none.
+
+    Raises:
+        StoreError: a damaged store.
+        ConfigError: too little memory for one sequence of max_model_len.
+    """
+    coord, config, metrics = mesh.coord(world.rank), store.config, Metrics()
+    replica = world.split(coord.dp, world.rank)
+    tp_group = replica.split(coord.pp, replica.rank)
+    plan = shard_plan(config, store.grains, mesh, coord)
+    weights = on_all(world, lambda: load_stage(store, kernels, plan, options.dtype))
+    cache_dtype = "float32" if options.dtype == "auto" else options.dtype
+    block_bytes = kv_bytes_per_token(config, plan, cache_dtype) * options.engine.block_size
+    num_blocks = _agree_on_blocks(replica, block_bytes, mesh, options)
+    on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
+    shape = CacheShape(num_blocks, options.engine.block_size, cache_dtype)
+    cache = on_all(world, lambda: allocate_cache(kernels, config, plan, shape))
+    reducer = TreeReducer(tp_group, store.grains, kernels.empty)
+    stage = Stage(config, plan, weights, kernels, reducer, cache=cache, max_len=options.max_model_len)
+    sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
+    pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp))
+    runner = Runner(stage, sampler, pipeline, kernels, config.hidden_size, config.eos_token_ids, metrics)
+    limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, mesh.pp)
+    scheduler = Scheduler(limits, BlockManager(num_blocks, options.engine.block_size), metrics)
+    engine = Engine(scheduler, runner, metrics, debug_lockstep=options.engine.debug_lockstep)
+    return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks)
+
+
+def _agree_on_blocks(replica: Collectives, block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> int:
+    """Blocks that every rank of the replica can hold. Collective over the replica."""
+    engine = options.engine
+    per_sequence = -(-options.max_model_len // engine.block_size)
+    useful = per_sequence * engine.max_num_seqs * mesh.pp
+    mine = useful
+    if engine.kv_cache_memory is not None:
+        mine = parse_bytes(engine.kv_cache_memory) // max(1, block_bytes)
+    elif block_bytes:
+        mine = min(useful, int(_FREE_SHARE * _free_memory()) // block_bytes)
+    return min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
+
+
+def _check_blocks(num_blocks: int, block_bytes: int, options: ReplicaOptions) -> None:
+    needed = -(-options.max_model_len // options.engine.block_size)
+    if num_blocks < needed:
+        raise ConfigError(
+            f"the KV cache holds {num_blocks} blocks of {options.engine.block_size} tokens"
+            f" ({format_bytes(num_blocks * block_bytes)} per rank)",
+            expected=f"{needed} blocks for one sequence of max_model_len={options.max_model_len}:"
+            f" {format_bytes(needed * block_bytes)} per rank",
+            hint="raise --kv-cache-memory, lower --max-model-len, or spread the model over more ranks",
+        )
+
+
+def _free_memory() -> int:
+    """Bytes of memory that this rank may count as free: its share of the node's."""
+    return int(psutil.virtual_memory().available) // max(1, read_launch(os.environ).local_size)

@@ -1,0 +1,51 @@
+"""A sequence: one choice of a request while it is served. Replicated on every rank of the replica."""
+
+from enum import IntEnum
+
+from hpcinfer.engine.request import Request
+
+
+class Finish(IntEnum):
+    """Why a sequence ended; NONE while it goes on. The values travel in step records."""
+
+    NONE = 0
+    STOP = 1
+    LENGTH = 2
+
+
+class Sequence:
+    """Token ids and how far they are computed.
+
+        token_ids   [0 ........ num_prompt ........ len)
+        K and V     [0 ...... num_computed)              in `blocks`
+        scored      [0 .. num_scored)                    prompt tokens whose log-probability is known
+    """
+
+    def __init__(self, seq_id: int, request: Request, choice: int) -> None:
+        self.seq_id = seq_id  # order of admission
+        self.request, self.choice = request, choice
+        self.token_ids = list(request.prompt_ids)
+        self.num_computed = 0
+        self.num_scored = 1 if request.sampling.scores_prompt else len(request.prompt_ids)
+        self.blocks: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.num_remembered = 0  # leading blocks that are offered for reuse
+        self.is_in_flight = False
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def output_ids(self) -> list[int]:
+        """Output tokens so far."""
+        return self.token_ids[self.num_prompt :]
+
+    def __repr__(self) -> str:
+        return f"Sequence(row={self.request.row}, choice={self.choice}, {self.num_computed}/{len(self.token_ids)})"

@@ -1,0 +1,71 @@
+"""The errors of hpcinfer, one family.
+
+HpcInferError
+├── ConfigError            a wrong job: option, path, environment (exit code 2)
+│   ├── MeshError          the ranks do not form the mesh that was asked for
+│   ├── ModelError         a model that cannot be found, read or supported
+│   └── ManifestError      a job directory that belongs to another job
+├── StoreError             a store that is damaged: names file, dataset and chunk
+├── JobDirectoryError      a job directory that is damaged or cannot be written
+├── RequestError           one row that cannot be served: becomes that row's error record
+└── PeerError              another rank failed; this one ends too, quietly
+
+Every message has four parts: what was found, what was expected, where, and a hint.
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_RESUMABLE = 75
+
+
+class HpcInferError(Exception):
+    """Base of all errors that hpcinfer raises on purpose."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, found: str, *, expected: str = "", where: str = "", hint: str = "") -> None:
+        self.found, self.expected, self.where, self.hint = found, expected, where, hint
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        parts = (("expected", self.expected), ("where", self.where), ("hint", self.hint))
+        return "\n".join([self.found, *(f"  {name}: {text}" for name, text in parts if text)])
+
+
+class ConfigError(HpcInferError):
+    """A wrong job: refused on all ranks before any work."""
+
+    exit_code = EXIT_USAGE
+
+
+class MeshError(ConfigError):
+    """The world does not form the mesh that was asked for."""
+
+
+class ModelError(ConfigError):
+    """A model that cannot be found, read or supported."""
+
+
+class ManifestError(ConfigError):
+    """A job directory that was made by another job."""
+
+
+class StoreError(HpcInferError):
+    """A store whose bytes are not what was written."""
+
+
+class JobDirectoryError(HpcInferError):
+    """A job directory that is damaged or cannot be written."""
+
+
+class RequestError(HpcInferError):
+    """One row that cannot be served; `code` is the machine-readable kind of the error record."""
+
+    def __init__(self, code: str, message: str, *, param: str = "") -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class PeerError(HpcInferError):
+    """Another rank failed and has said why; this rank only ends."""

@@ -1,0 +1,1 @@
+"""A decoder-only transformer over the kernel protocol; families differ only in data."""

@@ -1,0 +1,1 @@
+"""The job directory: index, claims, leases, journal, merge."""

@@ -1,0 +1,101 @@
+"""Lines out of the parts into their places in the output: sequential reads, one sequential write."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hpcinfer.errors import JobDirectoryError
+from hpcinfer.recovery.durable import write_all
+from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.winners import Winners
+
+_CHUNK_BYTES = 64 << 20  # of the output, put together in memory
+_CHUNK_ROWS = 1 << 20  # bounds the bookkeeping where lines are short
+_WINDOW_BYTES = 8 << 20  # of a part, read at once
+_GAP_BYTES = 64 << 10  # reading over so many bytes costs less than another request
+
+
+def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> None:
+    """Write the lines of a range of rows, one after the other, at `offset` of an existing file; durable on return.
+
+    Not collective.
+
+    Raises:
+        JobDirectoryError: a line whose checksum is wrong.
+    """
+    descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for rows in _chunks(winners.entries["length"]):
+            data = _gather(paths, winners, rows)
+            write_all(descriptor, data, offset)
+            offset += len(data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(lengths: np.ndarray) -> Iterator[slice]:
+    """Cut rows into runs that are bounded in rows, and in bytes unless a single line is longer."""
+    start = 0
+    while start < len(lengths):
+        ends = np.cumsum(lengths[start:start + _CHUNK_ROWS], dtype=np.int64)
+        count = max(int(np.searchsorted(ends, _CHUNK_BYTES, side="right")), 1)
+        yield slice(start, start + count)
+        start += count
+
+
+def _gather(paths: JobPaths, winners: Winners, rows: slice) -> bytearray:
+    """Put the lines of some consecutive rows together, part by part."""
+    entries, part_ids = winners.entries[rows], winners.part_ids[rows]
+    ends = np.cumsum(entries["length"], dtype=np.int64)
+    starts = ends - entries["length"]
+    target = bytearray(int(ends[-1]))
+    by_place = np.lexsort((entries["offset"], part_ids))
+    by_place = by_place[entries["length"][by_place] > 0]
+    for run in _runs(part_ids[by_place]):
+        picks = by_place[run]
+        path = paths.part_data(winners.parts[int(part_ids[picks[0]])])
+        _copy_part(path, entries[picks], starts[picks], target)
+    return target
+
+
+def _runs(values: np.ndarray) -> Iterator[slice]:
+    """Cut where the value changes."""
+    cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
+    bounds = [0, *cuts.tolist(), len(values)] if len(values) else []
+    yield from (slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False))
+
+
+def _copy_part(path: Path, entries: np.ndarray, starts: np.ndarray, target: bytearray) -> None:
+    """Copy lines of one part, given in order of their offsets."""
+    offsets = entries["offset"].astype(np.int64)
+    ends = offsets + entries["length"]
+    is_far = offsets[1:] - ends[:-1] > _GAP_BYTES
+    windows = np.concatenate(([0], np.cumsum(is_far))) + offsets // _WINDOW_BYTES
+    with path.open("rb", buffering=0) as file:
+        for run in _runs(windows):
+            base = int(offsets[run.start])
+            data = memoryview(_read(file.fileno(), base, int(ends[run.stop - 1]) - base))
+            places = zip((offsets[run] - base).tolist(), entries["length"][run].tolist(), entries["crc"][run].tolist(),
+                         starts[run].tolist(), strict=True)
+            for offset, length, crc, start in places:
+                line = data[offset:offset + length]
+                if zlib.crc32(line) != crc:
+                    raise _damaged(path, base + offset)
+                target[start:start + length] = line
+
+
+def _read(descriptor: int, offset: int, size_bytes: int) -> bytes:
+    pieces = []
+    while size_bytes and (piece := os.pread(descriptor, size_bytes, offset)):
+        pieces.append(piece)
+        offset, size_bytes = offset + len(piece), size_bytes - len(piece)
+    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def _damaged(path: Path, offset: int) -> JobDirectoryError:
+    return JobDirectoryError(f"the line at byte {offset} is not what was written", where=str(path),
+                             hint="move this file and its sidecar away and run the job again for its rows")

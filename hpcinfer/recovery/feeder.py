@@ -1,0 +1,133 @@
+"""The feeder: rows of dealt blocks become requests, finished rows become lines of a part file. On every leader.
+
+A row that cannot be served becomes its error record here and never reaches the engine.
+"""
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from hpcinfer.data.completion import Choice, completion_record, error_record
+from hpcinfer.data.prepare import Preparer
+from hpcinfer.data.request import Prepared
+from hpcinfer.data.rows import read_row
+from hpcinfer.engine.request import Request
+from hpcinfer.errors import RequestError
+from hpcinfer.recovery.dealing import Deal, DealClient, Dealer
+from hpcinfer.recovery.index import Index
+from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.report.progress import Progress
+
+_IDLE_S = 0.01
+
+
+@dataclass
+class RowCounts:
+    """What became of the rows that this leader finished."""
+
+    finish_reasons: Counter[str] = field(default_factory=Counter)  # by choice
+    errors: Counter[str] = field(default_factory=Counter)  # by code
+    rows: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class _Open(NamedTuple):
+    """A row in the engine."""
+
+    prepared: Prepared
+    deal: Deal
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where rows are read and how they are prepared and answered."""
+
+    input_path: Path
+    index: Index
+    preparer: Preparer
+    model_name: str
+
+
+class Feeder:
+    """Frontend of one replica over the job directory."""
+
+    def __init__(
+        self, source: RowSource, writer: PartWriter, client: DealClient, dealer: Dealer | None = None,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self._source, self._writer, self._client = source, writer, client
+        self._dealer, self._progress = dealer, progress  # on the claimant only
+        self._backlog: deque[tuple[int, Deal]] = deque()
+        self._open: dict[int, _Open] = {}
+        self._num_left: Counter[int] = Counter()  # rows of a block that are not finished
+        self.counts = RowCounts()
+
+    def take(self, wanted: int) -> list[Request]:
+        """Prepare up to `wanted` rows of the blocks that have come. Not collective."""
+        self._turn(wanted)
+        requests: list[Request] = []
+        while self._backlog and len(requests) < wanted:
+            row, deal = self._backlog.popleft()
+            request = self._prepare(row, deal)
+            if request is not None:
+                requests.append(request)
+        return requests
+
+    def finish(self, row: int, choices: tuple[Choice, ...]) -> None:
+        """Write the line of a finished row. Not collective."""
+        prepared, deal = self._open.pop(row)
+        preparer, name = self._source.preparer, prepared.request.model or self._source.model_name
+        line = completion_record(prepared, choices, name, preparer.tokenizer)
+        self.counts.finish_reasons.update(choice.finish_reason for choice in choices)
+        self.counts.prompt_tokens += len(prepared.prompt_ids)
+        self.counts.output_tokens += sum(len(choice.token_ids) for choice in choices)
+        self._append(row, deal, line, is_error=False)
+
+    def is_exhausted(self) -> bool:
+        """Whether the whole job is complete. Not collective."""
+        return self._client.is_ended and not self._backlog
+
+    def wait(self) -> None:
+        """Make all lines durable, since others may wait for them, and pass a moment. Not collective."""
+        self._writer.flush()
+        time.sleep(_IDLE_S)
+
+    def close(self) -> None:
+        """Stay until every leader knows that the job is complete. Not collective."""
+        if self._dealer is not None and self._progress is not None:
+            self._dealer.close()
+            self._progress.close(self._dealer.claims.num_done)
+
+    def _turn(self, wanted: int) -> None:
+        self._writer.maybe_flush()
+        if len(self._backlog) <= wanted:
+            self._client.ask()
+        if self._dealer is not None and self._progress is not None:
+            self._dealer.serve()
+            self._progress.update(self._dealer.claims.num_done)
+        deal = self._client.poll()
+        if deal is not None:
+            self._num_left[deal.block] += len(deal.rows)
+            self._backlog.extend((row, deal) for row in deal.rows)
+
+    def _prepare(self, row: int, deal: Deal) -> Request | None:
+        line = read_row(self._source.input_path, *self._source.index.span(row))
+        try:
+            prepared = self._source.preparer.prepare(row, line)
+        except RequestError as error:
+            self.counts.errors[error.code] += 1
+            self._append(row, deal, error_record(row, line, error), is_error=True)
+            return None
+        self._open[row] = _Open(prepared, deal)
+        return Request(row, tuple(prepared.prompt_ids.tolist()), prepared.sampling)
+
+    def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:
+        self._writer.append(row, deal.generation, line, is_error=is_error)
+        self.counts.rows += 1
+        self._num_left[deal.block] -= 1
+        if self._num_left[deal.block] == 0:
+            del self._num_left[deal.block]
+            self._writer.flush()

@@ -1,0 +1,169 @@
+"""The index: where each row of the input lies, and the blocks of rows in their order of work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import h5py
+import numpy as np
+
+from hpcinfer.agree import on_all, on_root
+from hpcinfer.errors import ConfigError, JobDirectoryError
+from hpcinfer.partition.split import split
+from hpcinfer.recovery.durable import publish, remove_abandoned, sync_file, temporary_path
+from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.order import work_order
+from hpcinfer.recovery.scan import COLUMN_TYPES, RowScan, scan
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+
+FORMAT_VERSION = 1
+_TAG = 7001  # of the columns on their way to root
+_STORED = ("offsets", "lengths", "hashes")  # columns that the index keeps; the others only order the work
+_DATASETS = (*_STORED, "order", "block_starts")
+
+
+class Span(NamedTuple):
+    """Place of a row in the input."""
+
+    offset: int
+    length: int  # bytes without the newline
+
+
+class Index:
+    """A read-only view of an index file; arrays are mapped, so that only what is touched takes memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                version, self.input_bytes = int(file.attrs["format_version"]), int(file.attrs["input_bytes"])
+                arrays = {name: _mapped(path, file[name]) for name in _DATASETS}
+        except (OSError, KeyError, ValueError) as error:
+            raise JobDirectoryError(f"the index cannot be read: {error}", where=str(path),
+                                    hint="delete it: the next start builds it again") from error
+        if version != FORMAT_VERSION:
+            raise JobDirectoryError(f"index of version {version}", expected=str(FORMAT_VERSION), where=str(path))
+        self.offsets, self.lengths, self.hashes = (arrays[name] for name in _STORED)
+        self.order, self.block_starts = arrays["order"], arrays["block_starts"]
+
+    @staticmethod
+    def open(path: Path) -> Index:
+        """Open an index. Not collective.
+
+        Raises:
+            JobDirectoryError: not there, or damaged.
+        """
+        return Index(path)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the input."""
+        return len(self.offsets)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of work."""
+        return len(self.block_starts) - 1
+
+    def block_rows(self, block: int) -> np.ndarray:
+        """Rows of a block, in order of work. Not collective."""
+        start, stop = (int(position) for position in self.block_starts[block:block + 2])
+        return self.order[start:stop].astype(np.int64)
+
+    def block_of_rows(self) -> np.ndarray:
+        """Block of each row (uint32, a new array). Not collective."""
+        blocks = np.empty(self.num_rows, np.uint32)
+        sizes = np.diff(self.block_starts).astype(np.int64)
+        blocks[self.order] = np.repeat(np.arange(self.num_blocks, dtype=np.uint32), sizes)
+        return blocks
+
+    def span(self, row: int) -> Span:
+        """Place of a row in the input. Not collective."""
+        return Span(int(self.offsets[row]), int(self.lengths[row]))
+
+    def content_hash(self, row: int) -> int:
+        """Hash of the row when the index was built; compare with `scan.content_hash`. Not collective."""
+        return int(self.hashes[row])
+
+
+def build_index(paths: JobPaths, input_file: Path, kind: str, group: Collectives) -> Index:
+    """Open the index of the job; build it first, each rank a byte range of the input, if there is none.
+
+    Collective over the group.
+
+    Args:
+        input_file: the plain input.
+        kind: "text" or "jsonl".
+
+    Raises:
+        ConfigError: an input without rows, or another one than the index was built from.
+    """
+    input_bytes = on_all(group, lambda: input_file.stat().st_size)
+    if on_root(group, lambda: b"1" if paths.index.exists() else b"") == b"":
+        _build(paths, input_file, kind, input_bytes, group)
+    index = on_all(group, lambda: Index.open(paths.index))
+    on_all(group, lambda: _check_input(index, input_bytes, input_file))
+    return index
+
+
+def _check_input(index: Index, input_bytes: int, input_file: Path) -> None:
+    if index.input_bytes != input_bytes:
+        raise ConfigError(f"the input has {input_bytes} bytes", where=str(input_file),
+                          expected=f"{index.input_bytes}, as when the job started",
+                          hint="an input must not change while its job is not finished")
+
+
+def _build(paths: JobPaths, input_file: Path, kind: str, input_bytes: int, group: Collectives) -> None:
+    share = split(input_bytes, group.size)[group.rank]
+    columns = list(on_all(group, lambda: scan(input_file, share.start, share.stop, kind)))
+    counts = [int(count) for count in group.all_gather_bytes(str(len(columns[0])).encode())]
+    on_all(group, lambda: _check_rows(sum(counts), input_file))
+    if group.rank == 0:
+        _write(paths, columns, counts, input_bytes, group)
+    else:
+        for column in columns:
+            group.send_bytes(column.tobytes(), 0, _TAG).wait()
+    group.barrier()
+
+
+def _check_rows(num_rows: int, input_file: Path) -> None:
+    if num_rows == 0:
+        raise ConfigError("the input has only blank lines", expected="at least one prompt", where=str(input_file))
+
+
+def _write(paths: JobPaths, columns: list[np.ndarray], counts: list[int], input_bytes: int,
+           group: Collectives) -> None:
+    """Write a new index out of the columns of all ranks, and publish it. `columns` is empty afterwards."""
+    remove_abandoned(paths.index)
+    temporary = temporary_path(paths.index)
+    try:
+        with h5py.File(temporary, "w-", locking=False) as file:
+            file.attrs.update(format_version=FORMAT_VERSION, input_bytes=input_bytes)
+            kept = {name: np.empty(sum(counts), COLUMN_TYPES[name]) for name in ("prefixes", "costs")}
+            stored = {name: file.create_dataset(name, sum(counts), COLUMN_TYPES[name]) for name in _STORED}
+            _collect(RowScan(**stored, **kept), columns, counts, group)
+            for name, values in work_order(**kept)._asdict().items():
+                file.create_dataset(name, data=values)
+        sync_file(temporary)
+        publish(temporary, paths.index)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _collect(targets: RowScan, columns: list[np.ndarray], counts: list[int], group: Collectives) -> None:
+    """Put the columns of all ranks one after the other, a rank at a time."""
+    for target, column in zip(targets, columns, strict=True):
+        target[:counts[0]] = column
+    columns.clear()
+    start = counts[0]
+    for peer, count in enumerate(counts[1:], 1):
+        for name, target in targets._asdict().items():
+            target[start:start + count] = np.frombuffer(group.receive_bytes(peer, _TAG), COLUMN_TYPES[name])
+        start += count
+
+
+def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    return np.memmap(path, dataset.dtype, "r", dataset.id.get_offset(), dataset.shape)

@@ -1,0 +1,117 @@
+"""The merge: finished lines of all parts, in input order, in one file that appears whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hpcinfer.agree import on_all, on_root
+from hpcinfer.errors import JobDirectoryError
+from hpcinfer.partition.split import split
+from hpcinfer.recovery.attempts import current_attempt
+from hpcinfer.recovery.copying import copy_lines
+from hpcinfer.recovery.durable import create, remove_abandoned, replace_bytes, sync_directory, temporary_path
+from hpcinfer.recovery.index import Index
+from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.winners import Winners
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+
+log = logging.getLogger(__name__)
+
+_MAX_MERGERS = 64  # ranks that take part; each of them reads all sidecars
+
+
+class MergeReport(NamedTuple):
+    """What a merge found and wrote."""
+
+    num_rows: int  # of the input
+    num_done: int  # lines of the output
+    num_failed: int  # lines that are error records
+    size_bytes: int
+    num_overlaps: int  # rows computed twice, with the same bytes
+    num_conflicts: int  # rows computed twice, with other bytes: the job must end with code 1
+    attempt: int
+
+
+def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = False) -> MergeReport:
+    """Write all lines in input order; with `partial`, those that are finished.
+
+    Collective over the group. Can be repeated; a killed merge leaves nothing that looks like an output.
+
+    Raises:
+        JobDirectoryError: rows are missing (without `partial`), or a line in a part is damaged.
+    """
+    attempt, num_rows = on_all(group, lambda: (current_attempt(paths), Index.open(paths.index).num_rows))
+    winners = on_all(group, lambda: Winners.collect(paths, _share(num_rows, group)))
+    report, offset = _add_up(winners, num_rows, attempt, group)
+    if not partial:
+        on_all(group, lambda: _require_all(report, paths))
+    temporary = Path(os.fsdecode(on_root(group, lambda: _create(output, report.size_bytes))))
+    try:
+        on_all(group, lambda: copy_lines(paths, winners, temporary, offset))
+        on_all(group, lambda: _finish(paths, temporary, output, report) if group.rank == 0 else None)
+    finally:
+        if group.rank == 0:
+            temporary.unlink(missing_ok=True)
+    if group.rank == 0 and report.num_conflicts:
+        log.warning("%d rows were computed twice with different results: a bug or a broken machine",
+                    report.num_conflicts)
+    return report
+
+
+def read_complete(paths: JobPaths) -> MergeReport | None:
+    """Return the report of the merge that wrote the output, if the output is still as it was written.
+
+    Not collective.
+    """
+    try:
+        report = MergeReport(**json.loads(paths.complete.read_bytes()))
+        is_there = paths.output.stat().st_size == report.size_bytes
+    except (OSError, ValueError, TypeError):
+        return None
+    return report if is_there and report.attempt == current_attempt(paths) else None
+
+
+def _share(num_rows: int, group: Collectives) -> range:
+    num_mergers = min(group.size, _MAX_MERGERS)
+    return split(num_rows, num_mergers)[group.rank] if group.rank < num_mergers else range(0)
+
+
+def _add_up(winners: Winners, num_rows: int, attempt: int, group: Collectives) -> tuple[MergeReport, int]:
+    """Sum what the ranks found, and place this rank's bytes after those of the ranks before it."""
+    own = (winners.num_done, winners.num_failed, winners.size_bytes, winners.num_overlaps, winners.num_conflicts)
+    found = [json.loads(item) for item in group.all_gather_bytes(json.dumps(own).encode())]
+    totals = [sum(column) for column in zip(*found, strict=True)]
+    offset = sum(item[2] for item in found[:group.rank])
+    return MergeReport._make((num_rows, *totals, attempt)), offset
+
+
+def _require_all(report: MergeReport, paths: JobPaths) -> None:
+    if report.num_done < report.num_rows:
+        raise JobDirectoryError(f"{report.num_rows - report.num_done} of {report.num_rows} rows are not finished",
+                                where=str(paths.root),
+                                hint="run the job again to finish them, or merge with --partial")
+
+
+def _create(output: Path, size_bytes: int) -> bytes:
+    remove_abandoned(output)
+    temporary = temporary_path(output)
+    descriptor = create(temporary)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    finally:
+        os.close(descriptor)
+    return os.fsencode(temporary)
+
+
+def _finish(paths: JobPaths, temporary: Path, output: Path, report: MergeReport) -> None:
+    """Give the output its name; the job is complete from here on."""
+    os.replace(temporary, output)
+    sync_directory(output.parent)
+    if output == paths.output:
+        replace_bytes(paths.complete, (json.dumps(report._asdict(), indent=2) + "\n").encode())

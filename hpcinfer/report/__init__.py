@@ -1,0 +1,1 @@
+"""What a run measured: phases, counters, the report."""

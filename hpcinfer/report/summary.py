@@ -1,0 +1,72 @@
+"""The summary of a run, from the reports of its ranks."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hpcinfer.units import format_bytes, format_seconds
+
+_MANY_AT_LENGTH = 0.5  # of the choices: the summary warns from here on
+
+
+def merge_counts(reports: list[dict[str, Any]], section: str) -> Counter[str]:
+    """Add up one section of counts over all ranks."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.get(section, {}))
+    return total
+
+
+def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]:
+    """Write the summary.
+
+    Args:
+        run: of the whole run: mesh, seconds by phase, rows of the output.
+        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens.
+    """
+    tokens, seconds = merge_counts(ranks, "tokens"), run["seconds"]["run"]
+    rate = tokens["output"] / seconds if seconds else 0.0
+    total_rate = (tokens["output"] + tokens["prompt"]) / seconds if seconds else 0.0
+    lines = [
+        f"rows      {run['num_rows']}: {run['num_rows'] - run['num_failed']} completions, {run['num_failed']} errors;"
+        f" {merge_counts(ranks, 'rows')['finished']} finished by this run",
+        f"finish    {_list(merge_counts(ranks, 'finish_reasons'))}",
+        f"errors    {_list(merge_counts(ranks, 'errors'))}",
+        f"tokens    {tokens['prompt']} prompt, {tokens['output']} output;"
+        f" {rate:.1f} output tokens/s, {total_rate:.1f} total tokens/s",
+        f"mesh      {run['mesh']}, {run['world_size']} ranks; KV cache {format_bytes(run['kv_cache_bytes'])} per rank",
+        f"time      {_times(run['seconds'])}",
+        f"steps     {_times(ranks[0]['seconds'])} (rank 0)",
+        f"defaults  {run['defaults']}",
+    ]
+    return lines + _warnings(ranks, run)
+
+
+def _warnings(ranks: list[dict[str, Any]], run: dict[str, Any]) -> list[str]:
+    reasons = merge_counts(ranks, "finish_reasons")
+    warnings = []
+    if reasons["length"] > _MANY_AT_LENGTH * max(1, reasons.total()):
+        warnings.append(
+            f"warning   {reasons['length']} of {reasons.total()} completions were cut at max_tokens"
+            f" (default {run['max_tokens']}); raise --max-tokens if they should end by themselves"
+        )
+    return warnings
+
+
+def _list(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def _times(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {format_seconds(value)}" for name, value in seconds.items())
+
+
+def write_report(job_directory: Path, report: dict[str, Any]) -> Path:
+    """Keep the report of a run in the job directory, under a new name."""
+    folder = job_directory / "reports"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path

@@ -1,0 +1,241 @@
+"""`hpcinfer run`: the main job. Set-up fails on all ranks together; after that any error ends the whole job."""
+
+import argparse
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcinfer.agree import on_all, same_everywhere, where_am_i
+from hpcinfer.cli import add_options, given_options, read_options
+from hpcinfer.comm.launcher import check_world_size
+from hpcinfer.comm.world import end_all, start_world
+from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
+from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, HpcInferError
+from hpcinfer.log import start_logging
+from hpcinfer.partition.mesh import Mesh, resolve_mesh
+from hpcinfer.report.metrics import Metrics
+from hpcinfer.report.summary import summary_lines, write_report
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+    from hpcinfer.data.prepare import Preparer
+    from hpcinfer.engine.replica import Replica
+    from hpcinfer.kernels.protocol import Kernels
+    from hpcinfer.recovery.job import Job
+    from hpcinfer.recovery.merging import MergeReport
+    from hpcinfer.weights.reader import Store
+
+HELP = "turn a file of prompts into a file of completions"
+EXAMPLE = "mpirun -n 2 hpcinfer run --model examples/demo_model --input prompts.jsonl --output completions.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a run."""
+
+    model: ModelOptions
+    mesh: MeshOptions
+    engine: EngineOptions
+    job: JobOptions
+    sampling: dict[str, Any]  # what the command line says, by field of SamplingParams
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this command."""
+    add_options(parser, ModelOptions, title="model")
+    add_options(parser, JobOptions, title="job")
+    add_options(parser, MeshOptions, title="mesh")
+    add_options(parser, EngineOptions, title="engine (changes no result)")
+    add_options(parser, SamplingParams, title="sampling (rows that say nothing else)", given_only=True)
+
+
+def command(args: argparse.Namespace) -> int:
+    """Run the job on all ranks that were launched."""
+    groups = [read_options(args, kind) for kind in (ModelOptions, MeshOptions, EngineOptions, JobOptions)]
+    options = RunOptions(*groups, given_options(args, SamplingParams))  # type: ignore[arg-type]
+    world = start_world()
+    start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
+    try:
+        return _run(world, options)
+    except (HpcInferError, SystemExit):
+        raise
+    except BaseException as error:
+        end_all(world, error)
+        return EXIT_FAILED
+
+
+def _run(world: "Collectives", options: RunOptions) -> int:
+    phases = Metrics()
+    mesh = on_all(world, lambda: _check(world, options))
+    setup = _set_up(world, mesh, options, phases)
+    from hpcinfer.recovery.merging import merge, read_complete
+
+    paths = setup.job.paths
+    report = on_all(world, lambda: read_complete(paths))
+    if report is not None:
+        log.info("the job is complete: %d rows, %d errors", report.num_rows, report.num_failed)
+        if world.rank == 0:
+            print(paths.output, flush=True)
+        return _exit_code(report, options)
+    with phases.phase("load"):
+        replica = _load(world, mesh, options, setup)
+    with phases.phase("run"):
+        rank_report = _serve(world, mesh, options, setup, replica)
+    with phases.phase("merge"):
+        report = merge(paths, paths.output, world)
+    _report(world, options, setup, _RunFacts(mesh, replica, phases, report), rank_report)
+    return _exit_code(report, options)
+
+
+def _check(world: "Collectives", options: RunOptions) -> Mesh:
+    """Check what needs no file."""
+    from hpcinfer.recovery.job import check_job_options
+
+    check_world_size(world.size)
+    if not options.model.model:
+        raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer run --help")
+    check_job_options(options.job)
+    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        if getattr(options.engine, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options.engine, name)}", expected="at least 1")
+    sizes = options.mesh
+    return resolve_mesh(
+        world.size, sizes.tensor_parallel_size, sizes.pipeline_parallel_size, sizes.data_parallel_size
+    )
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What is known before weights are loaded."""
+
+    store: "Store"
+    kernels: "Kernels"
+    job: "Job"
+    preparer: "Preparer"
+    max_model_len: int
+
+
+def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metrics) -> _Setup:
+    """Find the model and the input, open the job directory. Collective over the world; fails everywhere or nowhere."""
+    from hpcinfer.data.chat import ChatTemplate
+    from hpcinfer.data.prepare import Preparer
+    from hpcinfer.data.sampling_defaults import read_generation_config, resolve_defaults
+    from hpcinfer.data.tokenizer import Tokenizer
+    from hpcinfer.engine.replica import check_model, resolve_max_model_len
+    from hpcinfer.kernels import create_kernels
+    from hpcinfer.recovery.job import find_input, open_job
+
+    with phases.phase("input"):
+        source = find_input(options.job, world)
+    with phases.phase("model"):
+        store = _open_store(world, options)
+        max_model_len = on_all(world, lambda: resolve_max_model_len(store.config, options.model.max_model_len))
+        on_all(world, lambda: check_model(store, mesh))
+        kernels = on_all(world, lambda: create_kernels(device="cpu"))
+        tokenizer = on_all(world, lambda: Tokenizer(store.tokenizer_files))
+    config = on_all(world, lambda: read_generation_config(store.tokenizer_files))
+    defaults = on_all(world, lambda: resolve_defaults(options.sampling, config))
+    profile = {**kernels.profile(), "dtype": options.model.dtype, "tokenizer": tokenizer.version}
+    same_everywhere(world, json.dumps(profile, sort_keys=True), "the numerics profile")
+    manifest = {
+        "model": {"digest": store.digest, "max_model_len": max_model_len},
+        "sampling": dataclasses.asdict(defaults.values),
+        "numerics": profile,
+        "informative": {"model": options.model.model, "input": options.job.input, "origins": defaults.origins},
+    }
+    with phases.phase("index"):
+        job = open_job(options.job, source, manifest, world)
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, job.template_date)
+    preparer = Preparer(tokenizer, template, defaults, max_model_len, store.config.vocab_size, job.kind)
+    return _Setup(store, kernels, job, preparer, max_model_len)
+
+
+def _open_store(world: "Collectives", options: RunOptions) -> "Store":
+    """Find the store of the model, converting a folder once. Collective over the world."""
+    from hpcinfer.recovery.layout import JobPaths
+    from hpcinfer.weights.locate import resolve_model
+    from hpcinfer.weights.reader import Store
+
+    fallback = JobPaths(Path(options.job.output)).root / "store"
+    path = resolve_model(options.model.model, options.model.cache_dir, world, fallback)
+    return on_all(world, lambda: Store.open(path))
+
+
+def _load(world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Replica":
+    """Load the weights. Collective over the world; fails everywhere or nowhere."""
+    from hpcinfer.engine.replica import ReplicaOptions, build_replica
+
+    wanted = ReplicaOptions(options.engine, options.model.dtype, setup.max_model_len, options.job.seed)
+    replica = build_replica(world, mesh, setup.store, setup.kernels, wanted)
+    setup.store.close()
+    return replica
+
+
+def _serve(
+    world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup, replica: "Replica"
+) -> dict[str, Any]:
+    """Run the loop until the job is complete; an error on any rank ends all. Collective over the world.
+
+    Returns:
+        The report of this rank.
+    """
+    from hpcinfer.recovery.serve import Serving, serve_follower, serve_leader
+
+    try:
+        if replica.is_leader:
+            name = f"hpcinfer-{setup.store.digest[:12]}"
+            serving = Serving(setup.job, setup.preparer, replica, name, options.job.lease_timeout)
+            report = serve_leader(world, serving, mesh.dp)
+        else:
+            report = serve_follower(replica)
+        world.barrier()
+        return report
+    except BaseException as error:
+        end_all(world, error)
+        raise
+
+
+@dataclass(frozen=True)
+class _RunFacts:
+    """What the summary says of the whole run."""
+
+    mesh: Mesh
+    replica: "Replica"
+    phases: Metrics
+    merged: "MergeReport"
+
+
+def _report(
+    world: "Collectives", options: RunOptions, setup: _Setup, facts: _RunFacts, rank_report: dict[str, Any]
+) -> None:
+    """Collect the reports of all ranks on the root, write them beside the job, show the summary. Collective."""
+    ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(rank_report).encode())]
+    if world.rank != 0:
+        return
+    defaults, origins = setup.job.manifest["sampling"], setup.job.manifest["informative"]["origins"]
+    run = {
+        "mesh": str(facts.mesh),
+        "world_size": world.size,
+        "num_rows": facts.merged.num_rows,
+        "num_failed": facts.merged.num_failed,
+        "kv_cache_bytes": facts.replica.kv_cache_bytes,
+        "num_blocks": facts.replica.num_blocks,
+        "seconds": dict(facts.phases.seconds),
+        "max_tokens": defaults["max_tokens"],
+        "defaults": ", ".join(f"{name}={value} ({origins[name]})" for name, value in defaults.items() if value),
+        "options": dataclasses.asdict(options.engine),
+    }
+    write_report(setup.job.paths.root, {"run": run, "ranks": ranks})
+    for line in summary_lines(run, ranks):
+        log.info("%s", line)
+    print(setup.job.paths.output, flush=True)
+
+
+def _exit_code(report: "MergeReport", options: RunOptions) -> int:
+    failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
+    return EXIT_FAILED if failed else EXIT_DONE

@@ -1,0 +1,188 @@
+"""A Hugging Face folder becomes a store: the ranks share its files, and root publishes it by one rename."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcinfer.agree import on_all, on_root
+from hpcinfer.config import ModelConfig
+from hpcinfer.dtypes import STORAGE
+from hpcinfer.errors import ConfigError, StoreError
+from hpcinfer.units import format_bytes, format_seconds
+from hpcinfer.weights.layout import source_name
+from hpcinfer.weights.schema import ParamSpec, layer_specs, outer_specs, param_specs
+from hpcinfer.weights.source import Source
+from hpcinfer.weights.store_format import INDEX_FILE, MAX_CHUNK, OUTER_FILE, StoredParam, layer_file
+from hpcinfer.weights.writer import sync, write_index, write_parameters
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+
+log = logging.getLogger(__name__)
+
+LARGE_MODEL = 60 * 10**9  # parameters from which 16 grains are the default
+MAX_GRAINS = 1024
+_HASH_BLOCK = 1 << 22  # bytes
+
+
+def convert(
+    src: Path, dst: Path, group: "Collectives", grains: int | None = None, *, existing_ok: bool = False
+) -> None:
+    """Write the store of a Hugging Face folder, whole or not at all.
+
+    Collective over `group`.
+
+    Args:
+        src: folder with config.json, safetensors and tokenizer.json.
+        dst: folder of the store, which must not exist yet.
+        group: ranks that share the work.
+        grains: a power of two; None is 8, or 16 from about 60 B parameters.
+        existing_ok: keep what another job has published at `dst` meanwhile, without an error.
+
+    Raises:
+        ModelError: a model that is not supported, not complete or damaged.
+        ConfigError: `dst` exists, too little space, or a wrong number of grains.
+    """
+    source = on_all(group, lambda: Source(src))
+    temporary = dst.parent / on_root(group, lambda: f"{dst.name}.tmp-{secrets.token_hex(4)}".encode()).decode()
+    try:
+        _convert(source, _Target(dst, temporary, existing_ok), group, grains)
+    except Exception as error:
+        if group.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise StoreError(f"the store cannot be written: {error}", where=str(dst)) from error
+        raise
+    finally:
+        source.close()
+
+
+def default_grains(config: ModelConfig) -> int:
+    """Grains of a store if nobody asks for a number: 8, or 16 from about 60 B parameters. Not collective."""
+    return 16 if sum(math.prod(spec.shape) for spec in param_specs(config, 8)) >= LARGE_MODEL else 8
+
+
+def store_size(source: Source, grains: int) -> int:
+    """Bytes that the store of a source needs, but for a little of HDF5's own. Not collective."""
+    return sum(spec.shape[0] * _unit_bytes(source, spec) for spec in param_specs(source.config, grains))
+
+
+class _Target:
+    """Where a conversion writes, and how it ends."""
+
+    def __init__(self, folder: Path, temporary: Path, existing_ok: bool) -> None:
+        self.folder, self.temporary, self.existing_ok = folder, temporary, existing_ok
+
+    def make(self, size_bytes: int) -> None:
+        """Make the temporary folder where there is room for the store."""
+        if self.folder.exists() and not self.existing_ok:
+            raise _exists(self.folder)
+        self.temporary.mkdir(parents=True)
+        free = shutil.disk_usage(self.temporary).free
+        if free < size_bytes:
+            raise ConfigError(
+                f"{format_bytes(free)} free",
+                expected=f"{format_bytes(size_bytes)} for the store",
+                where=str(self.folder),
+                hint="name another folder, or make room",
+            )
+
+    def publish(self) -> None:
+        """Give the finished folder its name; if another job was faster, its store stays."""
+        sync(self.temporary)
+        try:
+            os.rename(self.temporary, self.folder)
+        except OSError as error:
+            if not self.folder.exists():
+                raise
+            if not (self.existing_ok and (self.folder / INDEX_FILE).exists()):
+                raise _exists(self.folder) from error
+            shutil.rmtree(self.temporary)
+            log.info("another job has published %s meanwhile", self.folder)
+        sync(self.folder.parent)
+
+
+def _convert(source: Source, target: _Target, group: "Collectives", grains: int | None) -> None:
+    started = time.monotonic()
+    checked = on_all(group, lambda: _check_grains(source.config, grains))
+    if group.rank == 0:
+        log.info("converting %s to %s, %d grains", source.folder, target.folder, checked)
+    on_root(group, lambda: _prepare(source, target, checked))
+    mine = on_all(group, lambda: _write_share(source, checked, target.temporary, group))
+    shares = [json.loads(share) for share in group.all_gather_bytes(json.dumps(mine).encode())]
+    on_root(group, lambda: _finish(source, target, checked, shares))
+    if group.rank == 0:
+        log.info("converted to %s in %s", target.folder, format_seconds(time.monotonic() - started))
+
+
+def _check_grains(config: ModelConfig, grains: int | None) -> int:
+    if grains is None:
+        return default_grains(config)
+    if not 1 <= grains <= MAX_GRAINS or grains & (grains - 1):
+        raise ConfigError(f"grains={grains}", expected=f"a power of two from 1 to {MAX_GRAINS}")
+    return grains
+
+
+def _prepare(source: Source, target: _Target, grains: int) -> bytes:
+    for spec in param_specs(source.config, grains):
+        size = _unit_bytes(source, spec)
+        if size > MAX_CHUNK:
+            raise ConfigError(
+                f"a unit of {spec.name} has {format_bytes(size)}",
+                expected="less than 4 GiB",
+                hint=f"more --grains than {grains}",
+            )
+    target.make(store_size(source, grains))
+    return b""
+
+
+def _unit_bytes(source: Source, spec: ParamSpec) -> int:
+    return math.prod(spec.shape[1:]) * STORAGE[source.dtype(source_name(spec.name))].itemsize
+
+
+def _write_share(source: Source, grains: int, folder: Path, group: "Collectives") -> dict[str, Any]:
+    """Write this rank's files and hash its part of the source files, round robin."""
+    parameters: dict[str, StoredParam] = {}
+    files = range(-1, source.config.num_layers)  # -1: what stands outside the layers
+    for layer in files[group.rank :: group.size]:
+        specs = outer_specs(source.config, grains) if layer < 0 else layer_specs(source.config, layer, grains)
+        path = folder / (OUTER_FILE if layer < 0 else layer_file(layer))
+        parameters |= write_parameters(source, specs, grains, path)
+        log.debug("r%d wrote %s", group.rank, path.name)
+    if group.rank == 0:
+        source.check_tied_head()
+    names = sorted(["config.json", *source.weight_files, *source.tokenizer_files])
+    hashes = [_describe_file(source.folder / name) for name in names[group.rank :: group.size]]
+    return {"parameters": parameters, "source_files": hashes}
+
+
+def _finish(source: Source, target: _Target, grains: int, shares: list[dict[str, Any]]) -> bytes:
+    written = {name: StoredParam(*param) for share in shares for name, param in share["parameters"].items()}
+    ordered = {spec.name: written[spec.name] for spec in param_specs(source.config, grains)}
+    parameters = {name: param._replace(checksums=tuple(param.checksums)) for name, param in ordered.items()}
+    source_files = [file for share in shares for file in share["source_files"]]
+    source_files.sort(key=lambda file: str(file["name"]))
+    write_index(target.temporary, source, grains, parameters, source_files)
+    target.publish()
+    return b""
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return {"name": path.name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _exists(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder} exists already", expected="a path where nothing is", hint="remove it, or name another"
+    )

@@ -1,0 +1,1 @@
+"""Pure integer arithmetic: the mesh, the grains, who holds what. No MPI, no arrays."""

@@ -1,0 +1,111 @@
+"""Chat templates render as transformers renders them, on a fixed day, and cannot leave their sandbox."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcinfer.data.chat import ChatTemplate
+from hpcinfer.data.tokenizer import Tokenizer
+from hpcinfer.errors import RequestError
+
+DAY = datetime.date(2026, 1, 31)
+MESSAGES = [{"role": "system", "content": " be <brief> "}, {"role": "user", "content": "Größe?"},
+            {"role": "assistant", "content": "  12 "}]  # fmt: skip
+LOOPS = """{% for m in messages %}
+    {%- if loop.first %}
+{{ bos_token }}
+    {% endif %}
+    {% if m.role == 'system' %}{% continue %}{% endif %}
+  [{{ m['role'] | upper }}] {{ m.content | trim }}{{ eos_token }}
+{% endfor %}
+{{ messages | tojson(indent=2) }}{% if add_generation_prompt %} GO{% endif %}"""
+GENERATION = """{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}
+{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}
+{% endfor %}{{ tools is none }}{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"""
+HF_ONLY = "{{ messages[0].content }}|{{ '\\n'.join(['a', 'b']) }}|{{ messages[-1]['content'][2:] }}|{{ 'x' if tools }}"
+
+
+def template(source: str | None) -> ChatTemplate:
+    return ChatTemplate(source, "<|begin|>", "<|end|>", DAY)
+
+
+def refusal(source: str | None, **options: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        template(source).render(MESSAGES, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("options", [{"add_generation_prompt": True}, {"add_generation_prompt": False},
+                                     {"add_generation_prompt": False, "continue_final_message": True}])  # fmt: skip
+@pytest.mark.parametrize("source", [None, LOOPS, GENERATION, HF_ONLY])
+def test_text_equals_transformers(
+    tmp_path: Path, byte_level_files: dict[str, bytes], source: str | None, options: dict[str, bool]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, content in byte_level_files.items():
+        (tmp_path / name).write_bytes(content)
+    source = source or Tokenizer(byte_level_files).chat_template
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    try:
+        expected = theirs.apply_chat_template(MESSAGES, chat_template=source, tokenize=False, **options)
+    except ValueError:  # the template cuts the final message, so that it cannot be continued
+        assert refusal(source, **options).code == "template_error"
+        return
+    assert template(source).render(MESSAGES, **options) == expected
+    assert MESSAGES[-1]["content"] == "  12 "
+
+
+def test_continued_message_ends_the_prompt() -> None:
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    text = template(source).render(MESSAGES, add_generation_prompt=False, continue_final_message=True)
+    assert text.endswith("[assistant]  12 ")
+    text = template(source.replace("m.content", "m.content | trim")).render(MESSAGES, continue_final_message=True)
+    assert text.endswith("[assistant]12")
+
+
+def test_date_is_pinned() -> None:
+    assert template("{{ strftime_now('%d %B %Y %H:%M') }}").render(MESSAGES) == "31 January 2026 00:00"
+
+
+def test_extra_variables_reach_the_template_or_are_refused() -> None:
+    assert template(GENERATION).render(MESSAGES, enable_thinking=True).endswith("<think>")
+    error = refusal(GENERATION, enable_thinkng=True)
+    assert (error.code, error.param) == ("unknown_field", "chat_template_kwargs.enable_thinkng")
+    assert template("{{ self_ }}{{ args }}").render(MESSAGES, self_=1, args=2) == "12"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["{{ ''.__class__ }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ ''['__class__'].__base__ }}",
+     "{{ messages.append(1) }}", "{{ messages[0].update({'a': 1}) }}", "{{ strftime_now.__self__ }}",
+     "{{ raise_exception.__globals__ }}", "{{ cycler.__init__.__globals__ }}", "{{ '{0.__class__}'.format(1) }}",
+     "{% for i in range(10**12) %}{% endfor %}", "{% include '/etc/hostname' %}", "{% import 'os' as os %}",
+     "{{ x | attr('__class__') }}{{ ''|attr('__class__') }}", "{{ lipsum() }}", "{{ [1, 2] | random }}"],
+)  # fmt: skip
+def test_template_cannot_reach_outside(attack: str) -> None:
+    try:
+        text = template(attack).render(MESSAGES)
+    except RequestError as error:
+        assert error.code in ("template_error", "no_template")
+    else:
+        assert text == "", "an unsafe attribute is undefined, and prints nothing"
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [(None, "no_template", "no chat template"), ("{% if %}", "no_template", "does not compile"),
+     ("{{ raise_exception('roles must alternate') }}", "template_error", "roles must alternate"),
+     ("{{ 1 / 0 }}", "template_error", "division"), ("{{ nothing.there }}", "template_error", "nothing"),
+     ("{{ messages[0] + 1 }}", "template_error", "unsupported")],
+)  # fmt: skip
+def test_failing_template_is_an_error_of_the_row(source: str | None, code: str, message: str) -> None:
+    error = refusal(source)
+    assert error.code == code and message in str(error)
+
+
+def test_json_filter_does_not_escape_html() -> None:
+    text = template("{{ messages[0] | tojson }}").render(MESSAGES)
+    assert text == json.dumps(MESSAGES[0], ensure_ascii=False)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from hpcinfer.errors import ConfigError
+from hpcinfer.kernels import create_kernels
+
+
+def test_unknown_kernels_and_devices_are_named():
+    with pytest.raises(ConfigError, match="'fast'"):
+        create_kernels("fast")
+    with pytest.raises(ConfigError, match="'cuda'"):
+        create_kernels(device="cuda")
+
+
+def test_more_threads_are_refused_with_a_warning(caplog):
+    create_kernels(threads=4)
+    assert "one thread, not 4" in caplog.text and torch.get_num_threads() == 1
+
+
+def test_profiles_of_one_machine_are_equal():
+    profile = create_kernels().profile()
+    assert profile == create_kernels().profile()
+    assert profile["kernels"] == "reference" and len(profile["probe"]) == 16 and profile["rows_per_product"] == "16"
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 9])
+def test_grain_stats_leave_padding_out(num_rows):
+    sizes = (100, 7, 0)
+    logits = np.random.default_rng(0).standard_normal((num_rows, 3, 128)).astype(np.float32) * 5
+    stats = create_kernels().grain_stats(logits, sizes)
+    for grain, size in enumerate(sizes[:2]):
+        maxima = logits[:, grain, :size].max(1)
+        sums = np.exp(logits[:, grain, :size].astype(np.float64) - maxima[:, None]).sum(1)
+        np.testing.assert_array_equal(stats.maxima[:, grain], maxima)
+        np.testing.assert_allclose(stats.exp_sums[:, grain], sums, rtol=1e-6)
+    assert (stats.maxima[:, 2] == -np.inf).all() and (stats.exp_sums[:, 2] == 0).all()
+
+
+def test_grain_stats_of_a_row_are_the_same_in_any_batch():
+    kernels = create_kernels()
+    logits = np.random.default_rng(0).standard_normal((9, 2, 192)).astype(np.float32)
+    whole, alone = kernels.grain_stats(logits, (190, 150)), kernels.grain_stats(logits[4:5, 1:], (150,))
+    assert whole.exp_sums[4, 1] == alone.exp_sums[0, 0] and whole.maxima[4, 1] == alone.maxima[0, 0]
+
+
+def test_exp_and_log_leave_their_operand_alone():
+    kernels = create_kernels()
+    x = np.linspace(0.5, 2, 7, dtype=np.float32)[::2]
+    before = x.copy()
+    np.testing.assert_allclose(kernels.log(kernels.exp(x)), x, rtol=1e-6)
+    assert kernels.log(x).dtype == np.float32 and kernels.log(x.astype(np.float64)).dtype == np.float64
+    assert (x == before).all()
+
+
+def test_host_and_device_are_views():
+    kernels = create_kernels()
+    array = kernels.empty((2, 3))
+    kernels.host(array)[:] = 7
+    assert array.tolist() == [[7] * 3] * 2
+    values = np.zeros(3, np.float32)
+    kernels.device(values).add_(1)
+    assert values.tolist() == [1, 1, 1]
+
+
+def test_take_rows_and_sums():
+    kernels = create_kernels()
+    x = torch.arange(6.0).view(3, 2)
+    assert kernels.take_rows(x, np.array([2, 0, 2])).tolist() == [[4, 5], [0, 1], [4, 5]]
+    assert kernels.add(x, x).tolist() == (2 * x).tolist()
+    assert kernels.add_bias(x, torch.tensor([1.0, -1.0])).tolist() == [[1, 0], [3, 2], [5, 4]]

@@ -1,0 +1,118 @@
+"""Logits against transformers, and one answer on every mesh.
+
+The relative error of a model is max |ours - theirs| / max |theirs| over all logits of all positions; the bound is 1e-4.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from models import make_tiny_model
+from stages import MemoryStore, run_replica
+
+TOLERANCE = 1e-4
+LENGTHS = (1, 70, 33, 2)
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0}
+MODELS = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3": ("llama3", {}),
+    "linear rope": ("llama", {"rope_parameters": LINEAR}),
+    "yarn": ("llama", {"rope_parameters": YARN}),
+    "mistral": ("mistral", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 14/2 heads": ("qwen2", {"num_attention_heads": 14, "hidden_size": 56, "intermediate_size": 100}),
+    "qwen2 window from layer 1": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "tied": ("qwen3", {"tie_word_embeddings": True}),
+    "one KV head": ("llama", {"num_key_value_heads": 1}),
+    "one KV head per head": ("llama", {"num_key_value_heads": 4}),
+    "odd widths": ("llama", {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 77}),
+}  # fmt: skip
+MESHES = [(2, 1), (3, 1), (4, 1), (8, 1), (1, 2), (1, 3), (2, 2), (3, 3)]  # tp, pp
+
+
+class Tiny(NamedTuple):
+    """A tiny model: cut into grains, by transformers, and some prompts with transformers' logits."""
+
+    store: MemoryStore
+    model: torch.nn.Module
+    token_ids: list[np.ndarray]
+    expected: list[np.ndarray]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def tiny(request, tmp_path_factory):
+    from transformers import AutoModelForCausalLM
+
+    family, overrides = MODELS[request.param]
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), family, **overrides)
+    store, model = MemoryStore(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    random = np.random.default_rng(0)
+    token_ids = [random.integers(0, store.config.vocab_size, length) for length in LENGTHS]
+    with torch.no_grad():
+        expected = [model(torch.from_numpy(ids)[None]).logits[0].numpy() for ids in token_ids]
+    return Tiny(store, model, token_ids, expected)
+
+
+def same_bits(found, expected):
+    return all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
+def test_logits_agree_with_transformers(tiny):
+    found = run_replica(tiny.store, tiny.token_ids)
+    scale = max(np.abs(logits).max() for logits in tiny.expected)
+    error = max(np.abs(a - b).max() for a, b in zip(found, tiny.expected, strict=True))
+    assert error <= TOLERANCE * scale
+
+
+def test_logits_have_the_same_bits_on_every_mesh(tiny):
+    expected = run_replica(tiny.store, tiny.token_ids)
+    for tp, pp in MESHES:
+        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=20, company=3, block_size=7)
+        assert same_bits(found, expected), f"{tp = } {pp = }"
+
+
+def test_logits_have_the_same_bits_in_any_chunks_and_company(tiny):
+    expected = run_replica(tiny.store, tiny.token_ids, cache="bfloat16", dtype="bfloat16")
+    for chunk, company, block_size in ((1, 2, 16), (40, 1, 5), (17, 4, 64)):
+        found = run_replica(tiny.store, tiny.token_ids, chunk=chunk, company=company, block_size=block_size,
+                            cache="bfloat16", dtype="bfloat16")  # fmt: skip
+        assert same_bits(found, expected)
+
+
+def test_greedy_tokens_are_those_of_transformers(tiny):
+    """Wherever the reference's two best logits differ by more than ten times the tolerance."""
+    prompt = tiny.token_ids[2][:5]
+    whole = tiny.model.generate(torch.from_numpy(prompt)[None], max_new_tokens=20, min_new_tokens=20, do_sample=False,
+                                output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    ids = whole.sequences[0].numpy()
+    reference = torch.cat(whole.logits).numpy()
+    [found] = run_replica(tiny.store, [ids[:-1]], chunk=5)
+    best = np.sort(reference, axis=1)
+    is_clear = best[:, -1] - best[:, -2] > 10 * TOLERANCE * np.abs(reference).max()
+    assert is_clear.mean() >= 0.8
+    choices = found[len(prompt) - 1 :].argmax(1)
+    assert (choices == reference.argmax(1))[is_clear].all()
+
+
+def test_no_rows_of_logits_may_be_asked_for(tiny):
+    from dataclasses import replace
+
+    import stages
+    from steps import Chunk, block_tables, packed_step
+    from thread_group import run_ranks
+
+    tables, num_blocks = block_tables([3], 16)
+    step = packed_step([Chunk(0, 0, 3)], [np.arange(3)], tables, 16)
+    shape = stages.CacheShape(num_blocks, 16, "float32")
+
+    def rank_main(group):
+        stage = stages._stage(tiny.store, stages.Mesh(1, 1, 1), stages.Coord(0, 0, 0), group, shape, "auto")
+        return stage.forward(replace(step, logit_tokens=np.empty(0, np.int64)))
+
+    [logits] = run_ranks(1, rank_main)
+    assert logits.shape == (0, 8, 64) and logits.dtype == np.float32

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+from models import make_tiny_model
+from stages import MemoryStore
+
+from hpcinfer.kernels import create_kernels
+from hpcinfer.model.shard import shard_plan
+from hpcinfer.model.weights_of import load_stage
+from hpcinfer.partition.mesh import Coord, Mesh
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tied")
+    return MemoryStore(make_tiny_model(folder, "qwen2", num_hidden_layers=2, tie_word_embeddings=True))
+
+
+def load(store, pp, stage, tp=1, rank=0, dtype="auto"):
+    store.reads.clear()
+    plan = shard_plan(store.config, store.grains, Mesh(1, pp, tp), Coord(0, stage, rank))
+    return load_stage(store, create_kernels(), plan, dtype)
+
+
+def test_a_rank_reads_its_grains_once(store):
+    load(store, 2, 0, tp=3, rank=2)
+    reads = dict(store.reads)
+    assert len(reads) == len(store.reads) and not any(name.startswith("layers.1.") for name in reads)
+    assert reads["embed_tokens.weight"] == reads["layers.0.down_proj.weight"] == range(6, 8)
+    assert reads["layers.0.k_proj.bias"] == range(0)  # 4 heads over 8 grains: the last four have none
+
+
+def test_the_last_stage_of_a_tied_model_reads_the_embedding_too(store):
+    first, last = load(store, 2, 0), load(store, 2, 1)
+    assert first.norm is None and first.head is first.embed
+    assert torch.equal(last.head.grains, first.embed.grains)
+    whole = load(store, 1, 0)
+    assert whole.head is whole.embed and [name for name, _ in store.reads].count("embed_tokens.weight") == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_rounded_to_the_precision_asked_for(store, dtype):
+    exact, rounded = load(store, 1, 0, dtype="float32").layers[1], load(store, 1, 0, dtype=dtype).layers[1]
+    for name in ("q", "down"):
+        expected = getattr(exact, name).weight.grains.to(getattr(torch, dtype)).float()
+        assert torch.equal(getattr(rounded, name).weight.grains, expected)
+    assert torch.equal(rounded.input_norm, exact.input_norm.to(getattr(torch, dtype)).float())
+    assert not np.array_equal(rounded.input_norm, exact.input_norm)

@@ -1,0 +1,161 @@
+import json
+import os
+import time
+
+import pytest
+
+from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.errors import JobDirectoryError
+from hpcinfer.recovery import copying
+from hpcinfer.recovery.attempts import current_attempt, open_attempt
+from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.recovery.merging import merge, read_complete
+
+GROUP = SerialGroup()
+
+
+def _text(row):
+    return json.dumps({"row": row, "text": "x" * (row * 37 % 101)}).encode()
+
+
+def _write(paths, part, rows, *, generation=1, attempt=0, text=_text, is_error=False):
+    with PartWriter(paths, part, attempt) as writer:
+        for row in rows:
+            writer.append(row, generation, text(row), is_error=is_error)
+
+
+def _expected(rows, text=_text):
+    return b"".join(text(row) + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_output_is_in_input_order_with_any_number_of_ranks(make_job, ranks, monkeypatch, size):
+    monkeypatch.setattr(copying, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(copying, "_WINDOW_BYTES", 300)
+    monkeypatch.setattr(copying, "_GAP_BYTES", 100)
+    paths, _ = make_job(100)
+    for part, rows in {"a": range(99, -1, -3), "b": range(1, 100, 3), "c": range(2, 100, 3)}.items():
+        _write(paths, part, [row for row in rows if row % 3 == "abc".index(part)])
+    reports = ranks(size, lambda group: merge(paths, paths.output, group))
+    assert paths.output.read_bytes() == _expected(range(100))
+    assert len(set(reports)) == 1 and reports[0][:3] == (100, 100, 0)
+    assert read_complete(paths) == reports[0]
+
+
+def test_more_ranks_than_rows(make_job, ranks):
+    paths, _ = make_job(2)
+    _write(paths, "a", [1, 0])
+    ranks(4, lambda group: merge(paths, paths.output, group))
+    assert paths.output.read_bytes() == _expected(range(2))
+
+
+def test_missing_rows_are_counted_and_nothing_is_written(make_job):
+    paths, _ = make_job(10)
+    _write(paths, "a", range(7))
+    with pytest.raises(JobDirectoryError, match="3 of 10 rows are not finished"):
+        merge(paths, paths.output, GROUP)
+    assert not paths.output.exists() and read_complete(paths) is None
+
+
+def test_partial_merge_gives_finished_rows_and_does_not_end_the_job(make_job, tmp_path):
+    paths, _ = make_job(10)
+    _write(paths, "a", [8, 3])
+    report = merge(paths, tmp_path / "some", GROUP, partial=True)
+    assert (tmp_path / "some").read_bytes() == _expected([3, 8])
+    assert (report.num_rows, report.num_done) == (10, 2) and read_complete(paths) is None
+
+
+def test_partial_merge_of_nothing_is_an_empty_file(make_job, tmp_path):
+    paths, _ = make_job(10)
+    assert merge(paths, tmp_path / "some", GROUP, partial=True).num_done == 0
+    assert (tmp_path / "some").read_bytes() == b""
+
+
+def test_rows_done_twice_alike_are_counted(make_job):
+    paths, _ = make_job(10)
+    _write(paths, "a", [*range(10), 4])
+    _write(paths, "b", range(3), generation=2)
+    report = merge(paths, paths.output, GROUP)
+    assert (report.num_overlaps, report.num_conflicts) == (4, 0)
+    assert paths.output.read_bytes() == _expected(range(10))
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_of_two_different_lines_the_lower_generation_wins(make_job, names, caplog):
+    paths, _ = make_job(3)
+    _write(paths, names[0], range(3), generation=2, text=lambda row: b"second")
+    _write(paths, names[1], range(2), generation=1, text=lambda row: b"first")
+    report = merge(paths, paths.output, GROUP)
+    assert paths.output.read_bytes() == b"first\nfirst\nsecond\n"
+    assert report.num_conflicts == 2 and "different results" in caplog.text
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_highest_attempt_wins_and_is_no_conflict(make_job, names):
+    paths, _ = make_job(3)
+    _write(paths, "c", [1, 2])
+    _write(paths, names[0], [0], generation=3, attempt=1)
+    _write(paths, names[1], [0], generation=1, text=lambda row: b"error", is_error=True)
+    report = merge(paths, paths.output, GROUP)
+    assert paths.output.read_bytes() == _expected(range(3))
+    assert report.num_conflicts == 0 and report.num_failed == 0
+
+
+def test_flipped_byte_is_named_and_nothing_is_written(make_job):
+    paths, _ = make_job(10)
+    _write(paths, "a", range(10))
+    data = bytearray(paths.part_data("a").read_bytes())
+    data[len(_expected(range(4))) + 2] ^= 1
+    paths.part_data("a").write_bytes(data)
+    with pytest.raises(JobDirectoryError) as caught:
+        merge(paths, paths.output, GROUP)
+    assert f"byte {len(_expected(range(4)))}" in str(caught.value) and "a.jsonl" in str(caught.value)
+    assert sorted(item.name for item in paths.output.parent.iterdir()) == ["completions.jsonl.job", "prompts.txt"]
+
+
+def test_output_that_was_changed_is_not_complete(make_job):
+    paths, _ = make_job(3)
+    _write(paths, "a", range(3))
+    report = merge(paths, paths.output, GROUP)
+    assert read_complete(paths) == report
+    os.truncate(paths.output, report.size_bytes - 1)
+    assert read_complete(paths) is None
+    assert merge(paths, paths.output, GROUP) == report == read_complete(paths)
+
+
+def test_merge_killed_at_any_moment_leaves_no_output_or_a_whole_one(make_job, children):
+    paths, _ = make_job(3000)
+    _write(paths, "a", range(3000))
+    start = time.monotonic()
+    merge(paths, paths.output, GROUP)
+    duration_s = time.monotonic() - start
+    for step in range(8):
+        paths.output.unlink(missing_ok=True)
+        pid = children.start(lambda: merge(paths, paths.output, GROUP) and None)
+        time.sleep(duration_s * step / 6)
+        children.kill(pid)
+        assert not paths.output.exists() or paths.output.read_bytes() == _expected(range(3000))
+    merge(paths, paths.output, GROUP)
+    assert paths.output.read_bytes() == _expected(range(3000))
+
+
+def test_retry_opens_one_attempt_and_continues_one_that_was_interrupted(make_job):
+    paths, index = make_job(4)
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 0
+    _write(paths, "a", [0, 1])
+    _write(paths, "b", [2, 3], is_error=True)
+    assert open_attempt(paths, index, GROUP, retry_errors=False) == 0
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 1
+    _write(paths, "c", [2], attempt=1, is_error=True)
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 1
+    _write(paths, "d", [3], attempt=1)
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 2 == current_attempt(paths)
+
+
+def test_new_attempt_makes_the_last_merge_incomplete(make_job):
+    paths, index = make_job(2)
+    _write(paths, "a", [0, 1], is_error=True)
+    assert merge(paths, paths.output, GROUP).num_failed == 2
+    assert read_complete(paths)
+    open_attempt(paths, index, GROUP, retry_errors=True)
+    assert read_complete(paths) is None
