@@ -1,24 +1,26 @@
 """What the launcher says in the environment, as a table: rank, size and local size before MPI has started."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hpcinfer.errors import MeshError
+from hpcinfer.errors import EXIT_USAGE, MeshError, PeerError
 
 
 class _Variables(NamedTuple):
     launcher: str
     rank: str
     size: str
-    local_size: str
+    local_sizes: tuple[str, ...]  # the first that is set counts
 
 
+_STEP_TASKS = "SLURM_STEP_TASKS_PER_NODE"  # as 4(x2),3: four tasks on two nodes, three on the next
 _LAUNCHERS = (
-    _Variables("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    _Variables("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
-    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE"),
+    _Variables("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
+    _Variables("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALNRANKS", _STEP_TASKS)),
+    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", (_STEP_TASKS,)),
 )
 
 
@@ -28,7 +30,7 @@ class Launch(NamedTuple):
     launcher: str  # "" when it was started alone
     rank: int
     size: int
-    local_size: int  # ranks on this node; 1 when the launcher does not say
+    local_size: int  # ranks on this node, or on the fullest one; 1 when the launcher does not say
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
@@ -36,9 +38,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     for names in _LAUNCHERS:
         rank, size = environment.get(names.rank, ""), environment.get(names.size, "")
         if rank.isdigit() and size.isdigit():
-            local = environment.get(names.local_size, "")
-            return Launch(names.launcher, int(rank), int(size), int(local) if local.isdigit() else 1)
+            local = next((environment[name] for name in names.local_sizes if name in environment), "")
+            return Launch(names.launcher, int(rank), int(size), _fullest(local))
     return Launch("", 0, 1, 1)
+
+
+def _fullest(tasks_per_node: str) -> int:
+    """Most tasks that a node has, of 4 or of 4(x2),3."""
+    return max(map(int, re.findall(r"(?:^|,)([0-9]+)", tasks_per_node)), default=1)
 
 
 def check_world_size(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -48,6 +55,7 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
 
     Raises:
         MeshError: the world is smaller or larger; the usual cause is an MPI that does not fit the launcher.
+        PeerError: the same, where every rank is a world of its own and the first one has said so.
     """
     launch = read_launch(environment)
     expected = {launch.launcher or "alone": launch.size}
@@ -56,6 +64,8 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
         expected["SLURM_NTASKS"] = int(tasks)
     for source, size in expected.items():
         if size != world_size:
+            if world_size == 1 and launch.rank > 0:
+                raise _told_by_first(f"the MPI world has 1 rank, {source} says {size}")
             raise MeshError(
                 f"the MPI world has {world_size} ranks, {source} says {size}",
                 expected="one MPI world with a rank per task",
@@ -63,3 +73,9 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
                 hint="use srun --mpi=pmix with Open MPI, srun --mpi=pmi2 with MPICH, or mpirun; "
                 "unset SLURM_NTASKS to run fewer ranks on purpose",
             )
+
+
+def _told_by_first(found: str) -> PeerError:
+    error = PeerError(found)
+    error.exit_code = EXIT_USAGE
+    return error

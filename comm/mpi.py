@@ -47,7 +47,7 @@ class MpiGroup:
             assert data is not None, "root must give bytes"
             length[:] = len(data).to_bytes(8, "little")
         self._comm.Bcast([length, MPI.BYTE], root)
-        buffer = bytearray(data or int.from_bytes(length, "little"))
+        buffer = bytearray(data if self.rank == root else int.from_bytes(length, "little"))
         self._comm.Bcast([buffer, MPI.BYTE], root)
         return bytes(buffer)
 

@@ -27,7 +27,7 @@ def settle(group: Collectives, error: Exception | None) -> None:
         PeerError: on all other ranks, with the same exit code.
     """
     code = getattr(error, "exit_code", EXIT_FAILED)
-    verdicts = group.all_gather_bytes(f"{code} {error}".encode() if error else b"")
+    verdicts = group.all_gather_bytes(f"{code} {error}".encode(errors="backslashreplace") if error else b"")
     first = next((rank for rank, verdict in enumerate(verdicts) if verdict), None)
     if first is None:
         return

@@ -22,14 +22,14 @@ def add_options(parser: argparse.ArgumentParser, config: type, *, title: str, gi
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
         if "help" in field.metadata:
-            default = argparse.SUPPRESS if given_only else field.default
+            default = argparse.SUPPRESS if given_only else [] if field.default == () else field.default
             group.add_argument(*_names(field), dest=field.name, default=default, **_kind(field, hints[field.name]))
 
 
 def read_options(args: argparse.Namespace, config: type[C]) -> C:
     """Build the config dataclass out of parsed flags."""
     names = [field.name for field in dataclasses.fields(config) if "help" in field.metadata]  # type: ignore[arg-type]
-    return config(**{name: getattr(args, name) for name in names})
+    return config(**{name: _value(getattr(args, name)) for name in names})
 
 
 def given_options(args: argparse.Namespace, config: type) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _kind(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
     default = field.default
     if default not in (None, "", ()):
         help_text += f" (default: {default})"
-    kind: dict[str, Any] = {"help": help_text, "type": field.metadata["parse"] or _plain_type(hint)}
+    kind: dict[str, Any] = {"help": help_text, "type": _reader(field) or _plain_type(hint)}
     if default == ():
         kind["action"] = "append"
     if field.metadata["choices"]:
@@ -57,6 +57,21 @@ def _kind(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
     else:
         kind["metavar"] = field.metadata["metavar"] or _METAVARS.get(kind["type"], "TEXT")
     return kind
+
+
+def _reader(field: "dataclasses.Field[Any]") -> Callable[[str], Any] | None:
+    """The field's own parser, whose ValueError becomes the message of a usage error."""
+    parse = field.metadata["parse"]
+    if parse is None:
+        return None
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return read
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}

@@ -25,6 +25,19 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
     return int(token_id), float(bias)
 
 
+def parse_seed(text: str) -> int:
+    """Read a seed of 64 bits."""
+    seed = int(text)
+    if not is_64_bit(seed):
+        raise ValueError("expected a 64-bit integer")
+    return seed
+
+
+def is_64_bit(value: int) -> bool:
+    """Whether a signed 64-bit integer holds the value."""
+    return -(2**63) <= value < 2**63
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched for long contexts (`rope_type` default means not at all)."""
@@ -122,6 +135,7 @@ class SamplingParams:
 
 MAX_LOGPROBS = 20  # most likely tokens reported per position, at most
 MAX_CHOICES = 128  # completions per prompt, at most
+MAX_BIAS = 100  # added to or subtracted from a logit, at most
 
 
 def _sampling_rules(params: SamplingParams) -> list[tuple[str, bool, str]]:
@@ -133,11 +147,15 @@ def _sampling_rules(params: SamplingParams) -> list[tuple[str, bool, str]]:
         ("top_k", params.top_k >= -1, "an integer of at least -1"),
         ("min_p", 0.0 <= params.min_p <= 1.0, "a number from 0 to 1"),
         ("repetition_penalty", 0.0 < params.repetition_penalty < float("inf"), "a number above 0"),
+        ("logit_bias", all(token_id >= 0 and -MAX_BIAS <= bias <= MAX_BIAS for token_id, bias in params.logit_bias),
+         f"ids of at least 0, each with a number from -{MAX_BIAS} to {MAX_BIAS}"),
+        ("stop", "" not in params.stop, "strings that are not empty"),
+        ("stop_token_ids", min(params.stop_token_ids, default=0) >= 0, "ids of at least 0"),
         ("max_tokens", params.max_tokens >= (0 if params.echo else 1), "at least 1 (0 with echo)"),
         ("min_tokens", 0 <= params.min_tokens <= max(params.max_tokens, 0), "from 0 to max_tokens"),
         ("n", 1 <= params.n <= MAX_CHOICES, f"from 1 to {MAX_CHOICES}"),
         ("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}"),
-        ("seed", params.seed is None or -(2**63) <= params.seed < 2**63, "a 64-bit integer"),
+        ("seed", params.seed is None or is_64_bit(params.seed), "a 64-bit integer"),
     ]
 
 
@@ -184,7 +202,7 @@ class JobOptions:
     input: str = option("", "prompts: JSONL (OpenAI batch, prompt or messages) or text, a prompt per line; .gz too",
                         metavar="FILE")
     output: str = option("", "completions, JSONL in input order; FILE.job/ beside it holds the job", metavar="FILE")
-    seed: int = option(0, "seed of the whole job")
+    seed: int = option(0, "seed of the whole job", metavar="N", parse=parse_seed)
     template_date: str | None = option(
         None, "date that chat templates see, as 2026-01-31; pinned at the first start if not given", metavar="DATE"
     )

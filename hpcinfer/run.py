@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,3 +240,9 @@ def _report(
 def _exit_code(report: "MergeReport", options: RunOptions) -> int:
     failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+if __name__ == "__main__":
+    from hpcinfer.__main__ import main
+
+    raise SystemExit(main(["run", *sys.argv[1:]]))

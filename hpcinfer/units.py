@@ -14,9 +14,12 @@ def parse_bytes(text: str) -> int:
     number = text.strip().rstrip("BIKMGTbikmgt ")
     unit = text.strip()[len(number):].strip().upper()
     try:
-        return int(float(number) * _FACTORS[unit])
-    except (KeyError, ValueError):
-        raise ConfigError(f"size {text!r}", expected="a number and a unit, as 512MiB or 4GiB") from None
+        size_bytes = int(float(number) * _FACTORS[unit])
+    except (KeyError, ValueError, OverflowError):
+        size_bytes = -1
+    if size_bytes < 0:
+        raise ConfigError(f"size {text!r}", expected="a number and a unit, as 512MiB or 4GiB")
+    return size_bytes
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -30,9 +33,9 @@ def format_bytes(size_bytes: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Write a duration as 12.3 s, 4 min 05 s or 3 h 20 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

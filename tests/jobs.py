@@ -34,7 +34,7 @@ class Job:
     """A running job: the launcher and its ranks."""
 
     def __init__(self, argv: list[str], env: Mapping[str, str], cwd: str | os.PathLike[str]) -> None:
-        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  # as long as we
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._stdout, stderr=self._stderr,
                                          env=dict(env), cwd=cwd, start_new_session=True)
 
@@ -119,13 +119,14 @@ def mpi_environment() -> dict[str, str]:
 
 @functools.cache
 def find_mpiexec() -> list[str]:
-    """The launcher with its flags: $HPCINFER_MPIEXEC, the environment's own, or the one on PATH; [] if there is none."""
+    """The launcher and its flags: $HPCINFER_MPIEXEC, the one beside Python, or the one on PATH; [] if there is none."""
     beside = Path(sys.executable).parent / "mpiexec"
     path = os.environ.get("HPCINFER_MPIEXEC") or (str(beside) if beside.exists() else shutil.which("mpiexec"))
     if not path:
         return []
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, env={**os.environ, **mpi_environment()})
-    return [path, "--oversubscribe", "--bind-to", "none"] if "Open MPI" in version.stdout + version.stderr else [path]
+    environment = {**os.environ, **mpi_environment()}
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, env=environment).stdout
+    return [path, "--oversubscribe", "--bind-to", "none"] if "Open MPI" in version else [path]
 
 
 def mpiexec_command() -> list[str]:

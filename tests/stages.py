@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from steps import Chunk, block_tables, packed_step, schedule
-from thread_group import ThreadGroup, run_ranks
+from thread_group import run_ranks
 
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.kernels import create_kernels
@@ -35,14 +35,21 @@ class MemoryStore:
         return (values if units is None else values[units.start : units.stop]), self._dtype
 
 
-class _GatheringGroup(ThreadGroup):
+class _Gather:
+    """What the tree all-reduce needs of a group, over one that gathers bytes."""
+
+    def __init__(self, group):
+        self.rank, self.size, self._group = group.rank, group.size, group
+
     def all_gather(self, send, receive, counts):
-        parts = self.all_gather_bytes(send.numpy().tobytes())
+        parts = self._group.all_gather_bytes(send.numpy().tobytes())
         assert [len(part) for part in parts] == [4 * count for count in counts]
         receive.numpy().reshape(-1)[:] = np.frombuffer(b"".join(parts), np.float32)
 
 
-def run_replica(store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block_size=16, dtype="auto", cache="float32"):
+def run_replica(
+    store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block_size=16, dtype="auto", cache="float32"
+):
     """Logits of every position of every sequence: a list of float32 [L, V]."""
     lengths = [len(ids) for ids in token_ids]
     tables, num_blocks = block_tables(lengths, block_size)
@@ -51,8 +58,7 @@ def run_replica(store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block
     shape = CacheShape(num_blocks, block_size, cache)
 
     def rank_main(group):
-        group = _GatheringGroup(group.rank, group.size, group._board, group._meeting)
-        stages = [_stage(store, Mesh(1, pp, tp), Coord(0, i, group.rank), group, shape, dtype) for i in range(pp)]
+        stages = [make_stage(store, Mesh(1, pp, tp), Coord(0, i, group.rank), group, shape, dtype) for i in range(pp)]
         return [_forward(stages, step) for step in steps]
 
     ranks = run_ranks(tp, rank_main)
@@ -63,9 +69,10 @@ def run_replica(store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block
     return _by_sequence(batches, logits, lengths, store)
 
 
-def _stage(store, mesh, coord, group, shape, dtype):
+def make_stage(store, mesh, coord, group, shape, dtype):
+    """One rank's stage, its cache full of NaN."""
     kernels, plan = create_kernels(), shard_plan(store.config, store.grains, mesh, coord)
-    reducer = TreeReducer(group, store.grains, kernels.empty)
+    reducer = TreeReducer(_Gather(group), store.grains, kernels.empty)
     weights = load_stage(store, kernels, plan, dtype)
     cache = allocate_cache(kernels, store.config, plan, shape)
     for layer in cache:

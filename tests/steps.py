@@ -20,7 +20,7 @@ def block_tables(lengths: list[int], block_size: int, seed: int = 0) -> tuple[li
     counts = [-(-length // block_size) for length in lengths]
     num_blocks = sum(counts) + 3
     blocks = np.random.default_rng(seed).permutation(num_blocks)
-    return [part for part in np.split(blocks, np.cumsum(counts))[:-1]], num_blocks
+    return np.split(blocks, np.cumsum(counts))[:-1], num_blocks
 
 
 def packed_step(

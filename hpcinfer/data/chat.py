@@ -55,9 +55,9 @@ class ChatTemplate:
         last = {**messages[-1], "content": messages[-1]["content"] + _END_TAG}
         text = self._run([*messages[:-1], last], add_generation_prompt, extra)
         head, tag, tail = text.rpartition(_END_TAG.strip())
-        if not tag:
-            raise RequestError("template_error", "the chat template drops the final message, which is to be continued",
-                               param="continue_final_message")  # fmt: skip
+        if not tag or tag in head:
+            message = "the chat template does not write the final message exactly once: it cannot be continued"
+            raise RequestError("template_error", message, param="continue_final_message")
         return head if tail.startswith(" ") else head.rstrip()
 
     def _refuse_unused(self, extra: dict[str, Any]) -> None:

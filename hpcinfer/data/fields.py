@@ -142,7 +142,8 @@ def refuse_field(endpoint: str, name: str, value: Any, body: dict[str, Any]) -> 
     if name in LABELS:
         return
     if neutral is None:
-        raise RequestError("unknown_field", f"{name}: unknown field of a {endpoint} request{_hint(name)}", param=name)
+        message = f"{name}: unknown field of a {endpoint} request (notes of your own go into metadata)"
+        raise RequestError("unknown_field", message, param=name)
     if value is not None and not any(type(value) is type(one) and value == one for one in neutral):
         raise RequestError("not_implemented", f"{name}: not implemented{_hint(name)}", param=name)
 

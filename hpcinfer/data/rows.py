@@ -39,12 +39,6 @@ def iter_rows(path: str | os.PathLike[str], start: int, stop: int) -> Iterator[t
             offset += len(line)
 
 
-def read_row(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
-    """Read one row by its place."""
-    with open(path, "rb", buffering=0) as file:
-        return os.pread(file.fileno(), length, offset)
-
-
 def prompt_text(line: bytes, kind: str) -> tuple[bytes, int]:
     """Guess what a row says and how many tokens it asks for (0: not said).
 

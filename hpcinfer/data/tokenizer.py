@@ -15,7 +15,6 @@ import tokenizers
 
 from hpcinfer.errors import ModelError
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SPACE = "\u2581"  # SentencePiece's visible space
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's byte fallback
 
@@ -73,13 +72,14 @@ class Tokenizer:
     @cached_property
     def chat_template(self) -> str | None:
         """Source of the chat template; of several, the one named default."""
-        if "chat_template.jinja" in self._files:
-            return self._files["chat_template.jinja"].decode()
-        source = self._config.get("chat_template")
-        if isinstance(source, list):
-            source = {item["name"]: item["template"] for item in source}
-        if isinstance(source, dict):
-            return source.get("default")
+        try:
+            if "chat_template.jinja" in self._files:
+                return self._files["chat_template.jinja"].decode()
+            source = self._config.get("chat_template")
+            if isinstance(source, list):
+                source = {item["name"]: item["template"] for item in source}.get("default")
+        except (UnicodeDecodeError, LookupError, TypeError):
+            raise ModelError("the chat template is malformed", expected="Jinja source, or a list of them") from None
         return source
 
     @cached_property

@@ -16,6 +16,7 @@ from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.partition.grains import Span, tree_reduce
 
 _KEY = struct.Struct("<qqqq")
+_COLDEST, _HOTTEST = 1e-20, 1e20  # temperatures beyond choose the same tokens and leave the range of float32
 
 
 class TokenScore(NamedTuple):
@@ -62,11 +63,12 @@ def adjust(row: np.ndarray, first_id: int, sequence: Sequence, eos_ids: tuple[in
 
 def sample(row: np.ndarray, params: SamplingParams, u: float, kernels: Kernels) -> int:
     """Choose a token id from adjusted logits [V]: temperature, min_p, top_k, top_p, in this order; `u` in [0, 1)."""
-    if params.is_greedy:
-        return int(row.argmax())
-    scaled = row / np.float32(params.temperature)
-    weights = kernels.exp(scaled - scaled.max())
-    ids = _candidates(scaled, weights, params)
+    best = int(row.argmax())
+    if params.is_greedy or not np.isfinite(row[best]):  # NaN, or every token forbidden: no distribution to draw from
+        return best
+    temperature = np.float32(min(max(params.temperature, _COLDEST), _HOTTEST))
+    weights = kernels.exp((row - row[best]) / temperature)
+    ids = _candidates(row, weights, params)
     sums = np.cumsum(weights[ids], dtype=np.float64)
     if params.top_p < 1.0:
         sums = sums[: int(np.searchsorted(sums, params.top_p * sums[-1])) + 1]
@@ -91,14 +93,14 @@ def score(row: np.ndarray, log_sum: float, token_id: int, num_top: int) -> Token
     return TokenScore(token_id, float(row[token_id]) - log_sum, top)
 
 
-def _candidates(scaled: np.ndarray, weights: np.ndarray, params: SamplingParams) -> np.ndarray:
+def _candidates(row: np.ndarray, weights: np.ndarray, params: SamplingParams) -> np.ndarray:
     """Ids that min_p and top_k leave; by logit descending when a filter needs the order, else ascending."""
     if params.top_k > 0:
-        ids = _largest(scaled, params.top_k)
+        ids = _largest(row, params.top_k)
     elif params.top_p < 1.0:
-        ids = np.argsort(-scaled, kind="stable")
+        ids = np.argsort(-row, kind="stable")
     else:
-        ids = np.arange(len(scaled))
+        ids = np.arange(len(row))
     return ids[weights[ids] >= np.float32(params.min_p)]
 
 

@@ -102,7 +102,8 @@ def build_replica(
     weights = on_all(world, lambda: load_stage(store, kernels, plan, options.dtype))
     cache_dtype = "float32" if options.dtype == "auto" else options.dtype
     block_bytes = kv_bytes_per_token(config, plan, cache_dtype) * options.engine.block_size
-    num_blocks = _agree_on_blocks(replica, block_bytes, mesh, options)
+    mine = on_all(world, lambda: _possible_blocks(block_bytes, mesh, options))
+    num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
     shape = CacheShape(num_blocks, options.engine.block_size, cache_dtype)
     cache = on_all(world, lambda: allocate_cache(kernels, config, plan, shape))
@@ -117,17 +118,16 @@ def build_replica(
     return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks)
 
 
-def _agree_on_blocks(replica: Collectives, block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> int:
-    """Blocks that every rank of the replica can hold. Collective over the replica."""
+def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> int:
+    """Blocks that this rank can hold. Not collective."""
     engine = options.engine
     per_sequence = -(-options.max_model_len // engine.block_size)
     useful = per_sequence * engine.max_num_seqs * mesh.pp
-    mine = useful
     if engine.kv_cache_memory is not None:
-        mine = parse_bytes(engine.kv_cache_memory) // max(1, block_bytes)
-    elif block_bytes:
-        mine = min(useful, int(_FREE_SHARE * _free_memory()) // block_bytes)
-    return min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
+        return parse_bytes(engine.kv_cache_memory) // max(1, block_bytes)
+    if block_bytes:
+        return min(useful, int(_FREE_SHARE * _free_memory()) // block_bytes)
+    return useful
 
 
 def _check_blocks(num_blocks: int, block_bytes: int, options: ReplicaOptions) -> None:

@@ -128,9 +128,7 @@ class ReferenceKernels:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
         return torch.from_numpy(rope_table(max_len, head_size, theta, scaling))
 
-    def rotate_and_store(
-        self, q: Tensor, k: Tensor, v: Tensor, step: StepInput, rope: Tensor, cache: Tensor
-    ) -> Tensor:
+    def rotate_and_store(self, q: Tensor, k: Tensor, v: Tensor, step: StepInput, rope: Tensor, cache: Tensor) -> Tensor:
         """Rotate q and k; write k and v into the cache. Returns rotated q."""
         cosine, sine = rope[torch.tensor(step.positions)].unsqueeze(2).unbind(1)
         slots, limit = torch.tensor(step.slots), torch.finfo(cache.dtype).max

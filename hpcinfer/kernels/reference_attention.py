@@ -62,19 +62,19 @@ class _Units(NamedTuple):
     last_tiles: np.ndarray
 
 
-def plan_attention(
-    step: StepInput, layout: HeadLayout, window: int, cache_shape: tuple[int, ...]
-) -> AttentionPlan:
+def plan_attention(step: StepInput, layout: HeadLayout, window: int, cache_shape: tuple[int, ...]) -> AttentionPlan:
     """Lay out one batch for attention over a cache [2, B + 1, P, K, H] whose last block is zeros."""
     _, num_blocks, block_size, num_kv_heads, _ = cache_shape
+    zero_slot = (num_blocks - 1) * block_size
     rows, units = _sort_rows(step, np.asarray(layout.kv_of_head, np.int64), num_kv_heads, window)
-    slots, tile_starts = _tile_slots(step, block_size, zero_slot=(num_blocks - 1) * block_size)
+    slots, tile_starts = _tile_slots(step, block_size, zero_slot)
     tiles = []
     for tile in range(int(rows.first_tiles.min()), int(rows.last_tiles.max()) + 1):
         active = np.flatnonzero((units.first_tiles <= tile) & (tile <= units.last_tiles))
+        keys = np.full((align_up(len(active), ROWS), TILE), zero_slot * num_kv_heads)
         tile_slots = slots[tile_starts[units.sequences[active]] + tile]
-        keys = tile_slots * num_kv_heads + units.kv_heads[active, None]
-        tiles.append(_key_tile(tile, rows, active, keys, window, zero_row=(num_blocks - 1) * block_size * num_kv_heads))
+        keys[: len(active)] = tile_slots * num_kv_heads + units.kv_heads[active, None]
+        tiles.append(_key_tile(tile, rows, active, keys, window))
     heads = np.array(
         [grain * layout.heads_per_grain + i for grain, count in enumerate(layout.grain_heads) for i in range(count)]
     )
@@ -121,15 +121,10 @@ def _tile_slots(step: StepInput, block_size: int, zero_slot: int) -> tuple[np.nd
     return np.where(is_key, slots, zero_slot), tile_starts
 
 
-def _key_tile(
-    tile: int, rows: _Rows, active: np.ndarray, keys: np.ndarray, window: int, zero_row: int
-) -> KeyTile:
+def _key_tile(tile: int, rows: _Rows, active: np.ndarray, keys: np.ndarray, window: int) -> KeyTile:
     num_units = int(rows.places[-1]) // ROWS + 1
-    batch = align_up(len(active), ROWS)
-    units = np.full(batch, num_units)
+    units = np.full(len(keys), num_units)
     units[: len(active)] = active
-    all_keys = np.full((batch, TILE), zero_row)
-    all_keys[: len(active)] = keys
     batch_unit = np.zeros(num_units, np.int64)
     batch_unit[active] = np.arange(len(active))
     meets = np.flatnonzero((rows.first_tiles <= tile) & (tile <= rows.last_tiles))
@@ -137,7 +132,7 @@ def _key_tile(
     age = rows.positions[meets, None] - (tile * TILE + np.arange(TILE))
     hidden = (age < 0) | (age >= window) if window else age < 0
     places = batch_unit[unit] * ROWS + row
-    indices = [torch.from_numpy(index) for index in (meets, units, places, all_keys.reshape(-1))]
+    indices = [torch.from_numpy(index) for index in (meets, units, places, keys.reshape(-1))]
     return KeyTile(indices[0], indices[1], indices[2], indices[3], torch.from_numpy(hidden) if hidden.any() else None)
 
 

@@ -18,7 +18,8 @@ _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.66
 
 def exp_(x: Tensor) -> Tensor:
     """Exponential of a contiguous float32 tensor, in place; exact at 0, error below 2 ulp, 0 below -86.5."""
-    for part in x.view(-1).split(_CHUNK):
+    parts = (x,) if x.numel() <= _CHUNK else x.view(-1).split(_CHUNK)
+    for part in parts:
         _exp_part_(part)
     return x
 

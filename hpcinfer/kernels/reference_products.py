@@ -28,6 +28,7 @@ class GrainWeight:
     """The grains of a weight, each [O, I] and contiguous; O and I padded to multiples of ROWS."""
 
     grains: Tensor  # float32 [G, O, I]
+    transposed: tuple[Tensor, ...]  # views of it, [I, O] each
     num_out: int  # without padding
     num_in: int
     is_tiled: bool  # in tiles of ROWS rows; else row by row
@@ -39,7 +40,8 @@ def prepare(values: np.ndarray, dtype: str) -> GrainWeight:
     grains = torch.zeros(num_grains, align_up(num_out, ROWS), align_up(num_in, ROWS))
     for target, grain in zip(grains.numpy(), values, strict=True):
         target[:num_out, :num_in] = to_float32(grain, dtype)
-    return GrainWeight(grains, num_out, num_in, rows_are_alike(grains.shape[1], grains.shape[2]))
+    transposed = tuple(grain.t() for grain in grains)
+    return GrainWeight(grains, transposed, num_out, num_in, rows_are_alike(grains.shape[1], grains.shape[2]))
 
 
 def as_tiles(x: Tensor, size: int) -> Tensor:
@@ -62,19 +64,23 @@ def grain_products(tiles: Tensor, weight: GrainWeight) -> Tensor:
     result = torch.empty(num_grains, tiles.shape[1], num_out)
     if not result.numel():
         return result
-    inputs = tiles.expand(num_grains, -1, -1)
-    for grain, x, y in zip(weight.grains, inputs, result, strict=True):
-        _product(x, grain.t(), y, is_tiled=weight.is_tiled)
+    if not weight.is_tiled:
+        return _products_by_row(tiles, weight, result)
+    inputs = tiles.view(-1, ROWS, num_in).unbind(0)
+    outputs = result.view(num_grains, -1, ROWS, num_out).unbind(0)
+    num_tiles = tiles.shape[1] // ROWS
+    for grain, (transposed, targets) in enumerate(zip(weight.transposed, outputs, strict=True)):
+        first = grain * num_tiles if tiles.shape[0] > 1 else 0
+        for x, target in zip(inputs[first : first + num_tiles], targets.unbind(0), strict=True):
+            torch.mm(x, transposed, out=target)
     return result
 
 
-def _product(x: Tensor, transposed: Tensor, result: Tensor, *, is_tiled: bool) -> None:
-    if is_tiled:
-        for rows, target in zip(x.split(ROWS), result.split(ROWS), strict=True):
-            torch.mm(rows, transposed, out=target)
-    else:
-        for row, target in zip(x, result, strict=True):
-            target.copy_(tree_sum_(transposed.t() * row))
+def _products_by_row(tiles: Tensor, weight: GrainWeight, result: Tensor) -> Tensor:
+    for grain, rows, targets in zip(weight.grains, tiles.expand(len(weight.grains), -1, -1), result, strict=True):
+        for row, target in zip(rows, targets, strict=True):
+            target.copy_(tree_sum_(grain * row))
+    return result
 
 
 def batched_product(a: Tensor, b: Tensor, *, is_tiled: bool) -> Tensor:

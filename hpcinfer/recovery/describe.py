@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.manifest import Manifest, read_manifest
-from hpcinfer.recovery.progress import Progress, Worker, progress
+from hpcinfer.recovery.progress import SILENT_S, Progress, Worker, progress
 from hpcinfer.units import format_bytes, format_seconds
 
 
@@ -47,7 +47,10 @@ def _state(numbers: Progress) -> str:
         return "complete, the output is written"
     if numbers.num_unfinished == 0:
         return "all rows finished, not merged yet"
-    return "running" if numbers.workers else "stopped; the same command goes on with it"
+    if not numbers.workers:
+        return "stopped; the same command goes on with it"
+    silence_s = min(worker.sign_of_life_s for worker in numbers.workers)
+    return "running" if silence_s < SILENT_S else f"no sign of life for {format_seconds(silence_s)}"
 
 
 def _worker(worker: Worker) -> str:

@@ -3,21 +3,21 @@
 A row that cannot be served becomes its error record here and never reaches the engine.
 """
 
+import os
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from hpcinfer.data.completion import Choice, completion_record, error_record
 from hpcinfer.data.prepare import Preparer
 from hpcinfer.data.request import Prepared
-from hpcinfer.data.rows import read_row
 from hpcinfer.engine.request import Request
-from hpcinfer.errors import RequestError
+from hpcinfer.errors import JobDirectoryError, RequestError
 from hpcinfer.recovery.dealing import Deal, DealClient, Dealer
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.recovery.scan import content_hash
 from hpcinfer.report.progress import Progress
 
 _IDLE_S = 0.01
@@ -45,10 +45,27 @@ class _Open(NamedTuple):
 class RowSource:
     """Where rows are read and how they are prepared and answered."""
 
-    input_path: Path
+    file: BinaryIO  # the plain input
     index: Index
     preparer: Preparer
     model_name: str
+
+    def read(self, row: int) -> bytes:
+        """Read one row.
+
+        Raises:
+            JobDirectoryError: it is not what it was when the index was built.
+        """
+        offset, length = self.index.span(row)
+        line = os.pread(self.file.fileno(), length, offset)
+        if content_hash(line) != self.index.content_hash(row):
+            raise JobDirectoryError(
+                f"row {row} of the input has changed",
+                expected="the same input as when the job started",
+                where=f"{self.file.name}, byte {offset}",
+                hint="restore the input, or start a new job with another --output",
+            )
+        return line
 
 
 class Feeder:
@@ -114,12 +131,12 @@ class Feeder:
             self._backlog.extend((row, deal) for row in deal.rows)
 
     def _prepare(self, row: int, deal: Deal) -> Request | None:
-        line = read_row(self._source.input_path, *self._source.index.span(row))
+        line = self._source.read(row)
         try:
             prepared = self._source.preparer.prepare(row, line)
         except RequestError as error:
             self.counts.errors[error.code] += 1
-            self._append(row, deal, error_record(row, line, error), is_error=True)
+            self._append(row, deal, error_record(row, line, error, self._source.preparer.kind), is_error=True)
             return None
         self._open[row] = _Open(prepared, deal)
         return Request(row, tuple(prepared.prompt_ids.tolist()), prepared.sampling)

@@ -13,6 +13,7 @@ from hpcinfer.recovery.merging import read_complete
 from hpcinfer.recovery.sidecar import ENTRY, JournalReader, created_time
 from hpcinfer.recovery.states import RowStates
 
+SILENT_S = 600.0  # a worker without a sign of life for so long has most likely ended; only status says so
 _RECENT_S = 60.0  # parts written to so long before the last sign of life of the job count for its rate
 
 
@@ -53,7 +54,7 @@ def progress(paths: JobPaths) -> Progress | None:
     states = RowStates(index.num_rows, attempt)
     states.read_all(JournalReader(paths))
     workers, num_left = living_workers(paths), states.num_unfinished
-    rate = _rate(paths) if workers else 0.0
+    rate = _rate(paths) if any(worker.sign_of_life_s < SILENT_S for worker in workers) else 0.0
     return Progress(index.num_rows, states.num_done, states.num_failed, num_left, attempt, rate,
                     num_left / rate if rate else None, workers, read_complete(paths) is not None)
 

@@ -51,7 +51,9 @@ def test_text_equals_transformers(
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     try:
         expected = theirs.apply_chat_template(MESSAGES, chat_template=source, tokenize=False, **options)
-    except ValueError:  # the template cuts the final message, so that it cannot be continued
+    except ValueError:  # the final message is not in the text
+        expected = "CONTINUE_FINAL_MESSAGE_TAG"
+    if "CONTINUE_FINAL_MESSAGE_TAG" in expected:  # or it is there twice, and transformers leaves its mark in the prompt
         assert refusal(source, **options).code == "template_error"
         return
     assert template(source).render(MESSAGES, **options) == expected

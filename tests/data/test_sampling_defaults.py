@@ -15,7 +15,8 @@ def request(**options: object) -> RowRequest:
 
 
 def test_order_of_origins() -> None:
-    defaults = resolve_defaults({"top_p": 0.5}, {"do_sample": True, "top_p": 0.9, "temperature": 0.6, "max_new_tokens": 7})
+    config = {"do_sample": True, "top_p": 0.9, "temperature": 0.6, "max_new_tokens": 7}
+    defaults = resolve_defaults({"top_p": 0.5}, config)
     assert (defaults.values.top_p, defaults.origins["top_p"]) == (0.5, "command line")
     assert (defaults.values.temperature, defaults.origins["temperature"]) == (0.6, "generation_config.json")
     assert (defaults.values.max_tokens, defaults.origins["max_tokens"]) == (7, "generation_config.json")

@@ -96,6 +96,9 @@ def test_template_file_beats_config_and_default_is_chosen(byte_level_files: dict
     several = {"chat_template": [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]}
     assert template("tokenizer_config.json", json.dumps(several).encode()) == "b"
     assert template("tokenizer_config.json", b"{}") is None
+    for name, content in (("chat_template.jinja", b"\xff"), ("tokenizer_config.json", b'{"chat_template": [3]}')):
+        with pytest.raises(ModelError, match="chat template"):
+            template(name, content)
 
 
 def test_names_of_special_tokens_come_from_either_file(byte_level_files: dict[str, bytes]) -> None:

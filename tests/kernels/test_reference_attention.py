@@ -31,10 +31,8 @@ def make_case(lengths, grain_heads, num_kv_heads, head_size=16, window=0, dtype=
     num_heads = sum(grain_heads)
     kv_of_head = tuple(head * num_kv_heads // num_heads for head in range(num_heads))
     random = torch.Generator().manual_seed(seed)
-    qkv = [
-        tuple(torch.randn(length, heads, head_size, generator=random) for heads in (num_heads, num_kv_heads, num_kv_heads))
-        for length in lengths
-    ]
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    qkv = [tuple(torch.randn(length, n, head_size, generator=random) for n in heads) for length in lengths]
     layout = HeadLayout(head_size, max(grain_heads), tuple(grain_heads), kv_of_head)
     return Case(layout, num_kv_heads, window, dtype, qkv)
 

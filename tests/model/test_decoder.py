@@ -3,13 +3,19 @@
 The relative error of a model is max |ours - theirs| / max |theirs| over all logits of all positions; the bound is 1e-4.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from models import make_tiny_model
-from stages import MemoryStore, run_replica
+from stages import MemoryStore, make_stage, run_replica
+from steps import Chunk, block_tables, packed_step
+from thread_group import run_ranks
+
+from hpcinfer.model.decoder import CacheShape
+from hpcinfer.partition.mesh import Coord, Mesh
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 70, 33, 2)
@@ -30,9 +36,10 @@ MODELS = {
     "tied": ("qwen3", {"tie_word_embeddings": True}),
     "one KV head": ("llama", {"num_key_value_heads": 1}),
     "one KV head per head": ("llama", {"num_key_value_heads": 4}),
-    "odd widths": ("llama", {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 77}),
+    "odd widths": (
+        "llama", {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 77}),
 }  # fmt: skip
-MESHES = [(2, 1), (3, 1), (4, 1), (8, 1), (1, 2), (1, 3), (2, 2), (3, 3)]  # tp, pp
+MESHES = [(2, 1), (3, 2), (4, 1), (1, 3)]  # tp, pp
 
 
 class Tiny(NamedTuple):
@@ -72,13 +79,13 @@ def test_logits_agree_with_transformers(tiny):
 def test_logits_have_the_same_bits_on_every_mesh(tiny):
     expected = run_replica(tiny.store, tiny.token_ids)
     for tp, pp in MESHES:
-        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=20, company=3, block_size=7)
+        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=40, company=3, block_size=7)
         assert same_bits(found, expected), f"{tp = } {pp = }"
 
 
 def test_logits_have_the_same_bits_in_any_chunks_and_company(tiny):
     expected = run_replica(tiny.store, tiny.token_ids, cache="bfloat16", dtype="bfloat16")
-    for chunk, company, block_size in ((1, 2, 16), (40, 1, 5), (17, 4, 64)):
+    for chunk, company, block_size in ((3, 4, 16), (40, 1, 5)):
         found = run_replica(tiny.store, tiny.token_ids, chunk=chunk, company=company, block_size=block_size,
                             cache="bfloat16", dtype="bfloat16")  # fmt: skip
         assert same_bits(found, expected)
@@ -94,25 +101,20 @@ def test_greedy_tokens_are_those_of_transformers(tiny):
     [found] = run_replica(tiny.store, [ids[:-1]], chunk=5)
     best = np.sort(reference, axis=1)
     is_clear = best[:, -1] - best[:, -2] > 10 * TOLERANCE * np.abs(reference).max()
-    assert is_clear.mean() >= 0.8
+    assert is_clear.mean() >= 0.95
     choices = found[len(prompt) - 1 :].argmax(1)
     assert (choices == reference.argmax(1))[is_clear].all()
 
 
-def test_no_rows_of_logits_may_be_asked_for(tiny):
-    from dataclasses import replace
-
-    import stages
-    from steps import Chunk, block_tables, packed_step
-    from thread_group import run_ranks
-
+def test_no_rows_of_logits_may_be_asked_for(tmp_path):
+    store = MemoryStore(make_tiny_model(tmp_path, "llama", num_hidden_layers=1))
     tables, num_blocks = block_tables([3], 16)
     step = packed_step([Chunk(0, 0, 3)], [np.arange(3)], tables, 16)
-    shape = stages.CacheShape(num_blocks, 16, "float32")
+    shape = CacheShape(num_blocks, 16, "float32")
 
-    def rank_main(group):
-        stage = stages._stage(tiny.store, stages.Mesh(1, 1, 1), stages.Coord(0, 0, 0), group, shape, "auto")
+    def forward(group):
+        stage = make_stage(store, Mesh(1, 1, 1), Coord(0, 0, 0), group, shape, "auto")
         return stage.forward(replace(step, logit_tokens=np.empty(0, np.int64)))
 
-    [logits] = run_ranks(1, rank_main)
+    [logits] = run_ranks(1, forward)
     assert logits.shape == (0, 8, 64) and logits.dtype == np.float32

@@ -43,7 +43,8 @@ def test_kv_bytes_count_layers_heads_and_precision():
     [plan] = plans(CONFIG, Mesh(1, 1, 1))
     assert kv_bytes_per_token(CONFIG, plan, "float32") == 2 * 5 * 2 * 16 * 4
     assert kv_bytes_per_token(CONFIG, plan, "bfloat16") == 2 * 5 * 2 * 16 * 2
-    assert [kv_bytes_per_token(CONFIG, plan, "float16") for plan in plans(CONFIG, Mesh(1, 5, 2))] == [64] * 10
+    # tp=2: heads 0-7 read both KV heads, heads 8-13 the second only.
+    assert [kv_bytes_per_token(CONFIG, plan, "float16") for plan in plans(CONFIG, Mesh(1, 5, 2))] == [128, 64] * 5
 
 
 def test_ranks_without_heads_need_no_cache():

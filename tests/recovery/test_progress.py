@@ -9,10 +9,10 @@ from hpcinfer import merge as merge_command
 from hpcinfer import status as status_command
 from hpcinfer.errors import ConfigError
 from hpcinfer.recovery.claims import Claimer
-from hpcinfer.recovery.describe import describe, is_job_directory
+from hpcinfer.recovery.describe import describe, describe_progress, is_job_directory
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.layout import JobPaths
-from hpcinfer.recovery.leases import Lease
+from hpcinfer.recovery.leases import Lease, read_lease
 from hpcinfer.recovery.progress import progress
 
 TOOLS = "import sys; from hpcinfer.__main__ import main; code = main(sys.argv[1:]); " \
@@ -52,6 +52,16 @@ def test_stopped_job_has_no_rate(make_job):
     _work(paths, index, 3).close()
     numbers = progress(paths)
     assert (numbers.workers, numbers.rows_per_s, numbers.time_left_s) == ([], 0.0, None)
+
+
+def test_job_without_a_sign_of_life_is_not_called_running(running):
+    lease = next(running.leases.iterdir())
+    holder = read_lease(lease)[1]
+    lease.write_text(f"{1:020d}\n" + json.dumps({**holder.__dict__, "boot_id": "of another host"}))
+    os.utime(lease, (0, 0))
+    numbers = progress(running)
+    assert len(numbers.workers) == 1 and numbers.rows_per_s == 0
+    assert "no sign of life for" in "\n".join(describe_progress(numbers))
 
 
 def test_description_tells_state_manifest_and_files(running):

@@ -1,0 +1,145 @@
+"""The output is the same, byte for byte, whatever the mesh, the batch, the blocks and the cache."""
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from golden import DEMO_MODEL, Output, demo_prompts, read_output, varied_rows, write_rows
+from jobs import run_job
+from models import FAMILIES, make_tiny_model
+
+MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 3), (1, 3, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
+SHAPES = {
+    "one sequence at a time": ["--max-num-seqs", "1"],
+    "seven sequences": ["--max-num-seqs", "7", "--block-size", "8"],
+    "chunks of 32 tokens": ["--max-num-batched-tokens", "32", "--block-size", "64"],
+    "a small cache": ["--kv-cache-memory", "1600KiB", "--block-size", "2"],  # 400 tokens of the demo model
+}
+TINY = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 100}
+TEXTS = ["The list of files is read line by line, " * 3, "Return", "hello world, the quick", "def main(", "Straße"]
+MODELS = ("demo", *FAMILIES)
+
+
+class Question(NamedTuple):
+    """One job."""
+
+    model: str
+    mesh: tuple[int, int, int] = (1, 1, 1)  # dp, pp, tp
+    shape: str = ""
+    seed: int = 7
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that the mesh needs."""
+        return self.mesh[0] * self.mesh[1] * self.mesh[2]
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return "-".join([self.model, *map(str, self.mesh), *self.shape.split(), str(self.seed)])
+
+
+QUESTIONS = [
+    *(Question(model, mesh) for model in MODELS for mesh in [(1, 1, 1), *MESHES]),
+    *(Question("demo", shape=shape) for shape in SHAPES),
+    Question("demo", seed=8),
+]
+
+
+class Answers:
+    """Runs all questions of one number of ranks when the first of them is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._models = {family: make_tiny_model(folder / family, family, **TINY) for family in FAMILIES}
+        self._models["demo"] = DEMO_MODEL
+        self._prompts = {
+            "demo": write_rows(folder / "demo.jsonl", varied_rows(demo_prompts(32))),
+            "tiny": write_rows(folder / "tiny.jsonl", varied_rows((TEXTS + TEXTS[::-1]) * 2)),
+        }
+
+    def read(self, question: Question) -> Output:
+        """Give the answer to a question."""
+        self._run(question.ranks)
+        return read_output(self._output(question))
+
+    def _output(self, question: Question) -> Path:
+        return self._folder / question.name / "out.jsonl"
+
+    @functools.cache  # noqa: B019 (lives as long as the module's tests)
+    def _run(self, ranks: int) -> None:
+        jobs = [self._arguments(question) for question in QUESTIONS if question.ranks == ranks]
+        plan = self._folder / f"jobs-{ranks}.json"
+        plan.write_text(json.dumps(jobs))
+        environment = {"HPCINFER_CACHE": str(self._folder / "cache")}
+        run = run_job(ranks, plan, module="many_jobs", cwd=Path(__file__).parent, env=environment, timeout=400)
+        assert run.rc == 0, run.stderr
+
+    def _arguments(self, question: Question) -> list[str]:
+        self._output(question).parent.mkdir()
+        dp, pp, tp = question.mesh
+        prompts = self._prompts["demo" if question.model == "demo" else "tiny"]
+        flags = SHAPES.get(question.shape, []) if question.model == "demo" else ["--max-num-batched-tokens", "16"]
+        mesh = ["-dp", dp, "-pp", pp, "-tp", tp, "--debug-lockstep"]
+        files = ["--model", self._models[question.model], "--input", prompts, "--output", self._output(question)]
+        return [*map(str, [*files, *mesh, *flags, "--seed", question.seed]), "--max-model-len", "200"]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """All answers."""
+    return Answers(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.time_limit(400)
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "dp{}-pp{}-tp{}".format(*mesh))
+@pytest.mark.parametrize("model", MODELS)
+def test_same_bytes_on_every_mesh(model: str, mesh: tuple[int, int, int], answers: Answers) -> None:
+    dp, pp, _ = mesh
+    alone, output = answers.read(Question(model)), answers.read(Question(model, mesh))
+    assert output.peak("micro_batches") == pp
+    finished = [rank["rows"]["finished"] for rank in output.report["ranks"]]
+    assert sum(finished) == len(alone.lines)
+    assert sum(rows > 0 for rows in finished) == dp
+    assert output.digest == alone.digest
+
+
+@pytest.mark.time_limit(400)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_bytes_for_every_batch_and_cache(shape: str, answers: Answers) -> None:
+    alone, output = answers.read(Question("demo")), answers.read(Question("demo", shape=shape))
+    happened = {
+        "one sequence at a time": output.peak("batch_sequences") == 1,
+        "seven sequences": output.peak("batch_sequences") == 7,
+        "chunks of 32 tokens": output.counts("chunks") > 0 and output.peak("batch_tokens") <= 32,
+        "a small cache": output.counts("preemptions") > 0,
+    }
+    assert happened[shape], output.report
+    assert output.digest == alone.digest
+
+
+@pytest.mark.time_limit(400)
+def test_rows_of_every_kind_are_answered(answers: Answers) -> None:
+    alone = answers.read(Question("demo"))
+    failed = [line for line in alone.lines if "error" in line]
+    assert all(line["error"]["code"] == "prompt_too_long" for line in failed)
+    assert len(failed) < 10
+    assert any(len(line.get("choices", [])) == 2 for line in alone.lines)
+    assert alone.counts("mixed_batches") > 0
+    stopped = [line for line in alone.lines[3::8] if line.get("finish_reason") == "stop"]
+    assert stopped
+    assert not any(stop in line["text"] for line in stopped for stop in ("the", "e r", "\n"))
+
+
+@pytest.mark.time_limit(400)
+def test_tiny_models_are_prefilled_in_chunks(answers: Answers) -> None:
+    assert all(answers.read(Question(family)).counts("chunks") > 0 for family in FAMILIES)
+
+
+@pytest.mark.time_limit(400)
+def test_another_seed_gives_another_answer(answers: Answers) -> None:
+    alone, other = answers.read(Question("demo")), answers.read(Question("demo", seed=8))
+    assert other.digest != alone.digest
+    assert other.lines[0::8] == alone.lines[0::8]  # greedy rows
