@@ -41,5 +41,6 @@ def end_all(group: Collectives, error: BaseException) -> None:
     Not collective: one rank ends all.
     """
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    print(f"{where_am_i(group)}: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{where_am_i(group)}: {text}")
+    sys.stderr.flush()
     group.abort(error.exit_code if isinstance(error, HpcInferError) else EXIT_FAILED)

@@ -271,7 +271,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "demo_model", help="folder to write")
     parser.add_argument("--steps", type=int, default=1900, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=120.0, help="end by then (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end by then (default: no limit)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default: %(default)s)")
     return parser.parse_args()

@@ -39,8 +39,8 @@ class Leader:
         )
 
     def _take(self, num_ending: int) -> list[Request]:
-        limits = self._scheduler.limits
-        queue = 2 * limits.max_num_seqs * limits.num_micro_batches
+        slots = self._scheduler.limits.max_running
+        queue = slots + max(1, slots // 8)  # a few wait, so that a slot is never empty; the rest is for other replicas
         return self._frontend.take(max(0, queue - self._scheduler.num_live + num_ending))
 
     def _verdicts(self, batch: Batch) -> list[tuple[int, Finish]]:

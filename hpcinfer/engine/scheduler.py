@@ -6,7 +6,7 @@ micro-batches in flight are left alone until their step record is committed.
 
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
 from typing import NamedTuple
@@ -45,6 +45,31 @@ class Limits:
     max_num_batched_tokens: int  # tokens of one batch
     num_micro_batches: int = 1  # batches in flight
 
+    @property
+    def max_running(self) -> int:
+        """Sequences of all batches in flight."""
+        return self.max_num_seqs * self.num_micro_batches
+
+
+@dataclass
+class _Draft:
+    """A batch in the making."""
+
+    tokens_left: int
+    sequences_left: int
+    works: list[Work] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        """Tokens that one more sequence may have."""
+        return self.tokens_left if self.sequences_left > 0 else 0
+
+    def add(self, work: Work) -> None:
+        """Take a work in."""
+        self.works.append(work)
+        self.tokens_left -= work.stop - work.start
+        self.sequences_left -= 1
+
 
 class Scheduler:
     """Continuous batching with chunked prefill and preemption by recomputation."""
@@ -69,17 +94,17 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Choose the next batch and mark its sequences as in flight; empty when nothing can run."""
-        works: list[Work] = []
+        draft = _Draft(self.limits.max_num_batched_tokens, self._batch_sequences())
         preemptions = self._metrics.counts["preemptions"]
         for sequence in list(self.running):
-            self._schedule_running(sequence, works)
+            self._schedule_running(sequence, draft)
         if self._metrics.counts["preemptions"] == preemptions:
-            while self.waiting and self._admit(self.waiting[0], works):
+            while self.waiting and self._admit(self.waiting[0], draft):
                 insort(self.running, self.waiting.popleft(), key=attrgetter("seq_id"))
-        for work in works:
+        for work in draft.works:
             work.sequence.is_in_flight = True
-        self._observe(works)
-        return works
+        self._observe(draft.works)
+        return draft.works
 
     def commit(self, work: Work, token_id: int | None, finish: Finish) -> None:
         """Take over the result of one work: tokens computed, perhaps a token sampled, perhaps the end."""
@@ -102,37 +127,31 @@ class Scheduler:
             state.update(repr(numbers).encode())
         return state.digest()
 
-    def _schedule_running(self, sequence: Sequence, works: list[Work]) -> None:
-        budget = self._budget(works)
-        if sequence.is_in_flight or budget == 0 or sequence.blocks == []:
-            return  # the last: preempted a moment ago, by one before it
-        stop = min(len(sequence.token_ids), sequence.num_computed + budget)
+    def _schedule_running(self, sequence: Sequence, draft: _Draft) -> None:
+        if sequence.is_in_flight or draft.room == 0 or not sequence.blocks:
+            return  # without blocks: preempted a moment ago, by one before it
+        stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
         if self._make_room(sequence, stop):
             self.blocks.grow(sequence, stop)
-            works.append(Work(sequence, sequence.num_computed, stop))
+            draft.add(Work(sequence, sequence.num_computed, stop))
 
-    def _admit(self, sequence: Sequence, works: list[Work]) -> bool:
-        budget = self._budget(works)
-        if budget == 0 or len(self.running) >= self.limits.max_num_seqs * self.limits.num_micro_batches:
+    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+        if draft.room == 0 or len(self.running) >= self.limits.max_running:
             return False
         if sequence.num_scored == sequence.num_prompt:
             self.blocks.reuse_prefix(sequence)
-        stop = min(len(sequence.token_ids), sequence.num_computed + budget)
+        stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
         if not self.blocks.can_grow(sequence, stop):
             self.blocks.release(sequence)
             return False
         self._metrics.count("reused_tokens", sequence.num_computed)
         self.blocks.grow(sequence, stop)
-        works.append(Work(sequence, sequence.num_computed, stop))
+        draft.add(Work(sequence, sequence.num_computed, stop))
         return True
 
-    def _budget(self, works: list[Work]) -> int:
-        """Tokens that the batch can still take."""
-        slots = self.limits.max_num_seqs * self.limits.num_micro_batches
-        share = -(-min(self.num_live, slots) // self.limits.num_micro_batches)
-        if len(works) >= min(self.limits.max_num_seqs, share):
-            return 0
-        return self.limits.max_num_batched_tokens - sum(work.stop - work.start for work in works)
+    def _batch_sequences(self) -> int:
+        """Sequences of the next batch at most: an even share of all, so that every micro-batch has work."""
+        return -(-min(self.num_live, self.limits.max_running) // self.limits.num_micro_batches)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Free blocks by preempting the latest sequences, itself at last; false if it cannot run in this batch."""

@@ -10,7 +10,7 @@ class Metrics:
     """Seconds by phase and events by name, of one rank."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.peaks: dict[str, int] = {}
 
@@ -21,7 +21,7 @@ class Metrics:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def count(self, name: str, amount: int = 1) -> None:
         """Count events."""

@@ -1,5 +1,6 @@
 """Progress of a job on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import logging
 import os
 import sys
 import time
@@ -7,6 +8,8 @@ import time
 from tqdm import tqdm
 
 from hpcinfer.units import format_seconds
+
+log = logging.getLogger(__name__)
 
 _LINE_INTERVAL_S = 5.0
 _BAR_INTERVAL_S = 0.2
@@ -43,7 +46,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(done - self._done)
         else:
-            print(self._line(done, now), file=sys.stderr, flush=True)
+            log.info("%s", self._line(done, now))
         self._done = done
 
     def close(self, done: int) -> None:

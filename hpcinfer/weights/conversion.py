@@ -16,8 +16,7 @@ from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import STORAGE
 from hpcinfer.errors import ConfigError, StoreError
 from hpcinfer.units import format_bytes, format_seconds
-from hpcinfer.weights.layout import source_name
-from hpcinfer.weights.schema import ParamSpec, layer_specs, outer_specs, param_specs
+from hpcinfer.weights.schema import ParamSpec, layer_specs, outer_specs, param_specs, source_name
 from hpcinfer.weights.source import Source
 from hpcinfer.weights.store_format import INDEX_FILE, MAX_CHUNK, OUTER_FILE, StoredParam, layer_file
 from hpcinfer.weights.writer import sync, write_index, write_parameters

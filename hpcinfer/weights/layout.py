@@ -1,19 +1,15 @@
 """From one tensor of Hugging Face's checkpoint to the units of one stored parameter, one unit at a time."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import all_finite
 from hpcinfer.errors import ModelError
-from hpcinfer.weights.schema import WHOLE, ParamSpec, unit_ranges
-
-if TYPE_CHECKING:
-    from hpcinfer.weights.source import Source
-
-_BLOCKS = {**dict.fromkeys("qkvo", "self_attn"), **dict.fromkeys(("gate", "up", "down"), "mlp")}
+from hpcinfer.weights.schema import WHOLE, ParamSpec, source_name, unit_ranges
+from hpcinfer.weights.source import Source
 
 
 class Layout(NamedTuple):
@@ -22,17 +18,6 @@ class Layout(NamedTuple):
     full_shape: tuple[int, ...]  # of the checkpoint's tensor
     split_dim: int  # of the checkpoint's tensor; -1: not split
     ranges: list[range]  # what each unit holds of that dim, without padding
-
-
-def source_name(name: str) -> str:
-    """Name of a stored parameter in Hugging Face's checkpoint. Not collective."""
-    if name == "lm_head.weight":
-        return name
-    *layer, module, kind = name.split(".")
-    block = _BLOCKS.get(module.split("_")[0])
-    if not layer or block is None:
-        return f"model.{name}"
-    return ".".join(["model", *layer, block, module, kind])
 
 
 def layout(spec: ParamSpec, config: ModelConfig, grains: int) -> Layout:
@@ -46,7 +31,7 @@ def layout(spec: ParamSpec, config: ModelConfig, grains: int) -> Layout:
     return Layout((total, *spec.shape[2:]), 0, ranges)
 
 
-def read_units(source: "Source", spec: ParamSpec, grains: int) -> Iterator[np.ndarray]:
+def read_units(source: Source, spec: ParamSpec, grains: int) -> Iterator[np.ndarray]:
     """Read, check and pad the units of a parameter, in order, each of shape `spec.shape[1:]`.
 
     Not collective. Holds one unit in memory, or the whole tensor where units are columns.

@@ -10,6 +10,7 @@ from hpcinfer.config import ModelConfig
 from hpcinfer.partition.grains import grain_ranges, padded_grain
 
 QUERY_HEADS, KV_HEADS, MLP, VOCAB, WHOLE = "query_heads", "kv_heads", "mlp", "vocab", "whole"
+_BLOCKS = {**dict.fromkeys("qkvo", "self_attn"), **dict.fromkeys(("gate", "up", "down"), "mlp")}
 
 
 class ParamSpec(NamedTuple):
@@ -91,3 +92,14 @@ def _mlp_specs(config: ModelConfig, grains: int) -> list[ParamSpec]:
 
 def _scaled(units: range, size: int) -> range:
     return range(units.start * size, units.stop * size)
+
+
+def source_name(name: str) -> str:
+    """Name of a stored parameter in Hugging Face's checkpoint. Not collective."""
+    if name == "lm_head.weight":
+        return name
+    *layer, module, kind = name.split(".")
+    block = _BLOCKS.get(module.split("_")[0])
+    if not layer or block is None:
+        return f"model.{name}"
+    return ".".join(["model", *layer, block, module, kind])

@@ -9,9 +9,8 @@ import numpy as np
 from hpcinfer.config import ModelConfig
 from hpcinfer.errors import ModelError
 from hpcinfer.weights.families import read_config
-from hpcinfer.weights.layout import source_name
 from hpcinfer.weights.safetensors_file import SafetensorsFile
-from hpcinfer.weights.schema import param_specs
+from hpcinfer.weights.schema import param_specs, source_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (

@@ -12,8 +12,8 @@ import numpy as np
 
 from hpcinfer import __version__
 from hpcinfer.dtypes import STORAGE, raw_bytes
-from hpcinfer.weights.layout import layout, read_units, source_name
-from hpcinfer.weights.schema import ParamSpec
+from hpcinfer.weights.layout import layout, read_units
+from hpcinfer.weights.schema import ParamSpec, source_name
 from hpcinfer.weights.source import Source
 from hpcinfer.weights.store_format import (
     FORMAT,

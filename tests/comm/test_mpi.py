@@ -7,6 +7,7 @@ import torch
 from hpcinfer.agree import on_all, on_root, same_everywhere, settle
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.comm.tree import TreeReducer
+from hpcinfer.comm.world import start_world
 from hpcinfer.errors import ConfigError, HpcInferError, PeerError, StoreError
 from hpcinfer.partition.grains import Span, tree_reduce
 
@@ -15,11 +16,13 @@ MIB = 1 << 20
 LENGTHS = (0, 1, 5000, 2 * MIB + 3)
 
 
-@pytest.fixture(params=["world", "halves", "reversed", "alone", "serial"])
-def group(request):
-    from hpcinfer.comm.mpi import world_group
+@pytest.fixture(scope="module")
+def world():
+    return start_world()
 
-    world = world_group()
+
+@pytest.fixture(scope="module", params=["world", "halves", "reversed", "alone", "serial"])
+def group(request, world):
     splits = {"halves": (2 * world.rank // world.size, world.rank), "reversed": (0, -world.rank),
               "alone": (world.rank, 0)}  # fmt: skip
     if request.param == "serial":
@@ -36,10 +39,16 @@ def neighbours(group):
     return (group.rank + 1) % group.size, (group.rank - 1) % group.size
 
 
-def test_split_orders_ranks_by_key():
-    from hpcinfer.comm.mpi import world_group
+def test_world_has_a_communicator_of_its_own(world):
+    from mpi4py import MPI
 
-    world = world_group()
+    assert (world.rank, world.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size) and world.size > 1
+    MPI.COMM_WORLD.Isend([b"x", MPI.BYTE], dest=world.rank, tag=1)
+    assert world.probe_bytes(1) is None
+    MPI.COMM_WORLD.Recv([bytearray(1), MPI.BYTE], source=world.rank, tag=1)
+
+
+def test_split_orders_ranks_by_key(world):
     reverse = world.split(7, -world.rank)
     assert (reverse.rank, reverse.size) == (world.size - 1 - world.rank, world.size)
     pairs = world.split(world.rank // 2, world.rank)

