@@ -98,10 +98,10 @@ class Bench:
     def run_transformers(self, threads: int, *, with_margins: bool = False) -> PeerResult:
         """Run transformers' `generate`."""
         result = self.folder / f"{next(self.numbers)}.json"
-        argv = [sys.executable, HERE / "peer_transformers.py", self.model, self.workload_file, result]
+        files = [HERE / "peer_transformers.py", self.model, self.workload_file, result]
         flags = ["--threads", str(threads), *(["--margins"] if with_margins else [])]
         environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self._run([*map(os.fspath, argv), *flags], environment)
+        self._run([sys.executable, *map(os.fspath, files), *flags], environment)
         values = json.loads(result.read_text())
         return PeerResult(values["seconds"], values["token_ids"], values["margins"])
 

@@ -91,17 +91,17 @@ class Rounds:
 def main() -> None:
     """Measure and print the tables."""
     args = _read_arguments()
-    meshes = [Mesh(*map(int, text.split("x"))) for text in args.meshes.split(",")]
     with tempfile.TemporaryDirectory(prefix="throughput-", dir=args.dir) as name:
         folder = Path(name)
         model = write_random_model(folder / "model", SHAPES[args.random]) if args.random else args.model.resolve()
         tokenizer = Tokenizer({"tokenizer.json": (model / "tokenizer.json").read_bytes()})
         workload = make_workload(tokenizer, args.prompts, args.output_tokens)
-        rounds = Rounds(Bench(model, workload, *write_workload(workload, folder), folder, args.job_options), meshes)
+        bench = Bench(model, workload, *write_workload(workload, folder), folder, args.job_options)
+        rounds = Rounds(bench, args.meshes)
         for _ in range(args.rounds):
             rounds.run_round()
         rounds.run_timed()
-    agreement = compare(rounds, tokenizer) if rounds.peer else None
+    agreement = compare(rounds, workload, tokenizer) if rounds.peer else None
     result = _result(args, workload, rounds, agreement)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -114,7 +114,8 @@ def _read_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", type=Path, default=DEMO_MODEL, help="Hugging Face folder (default: the demo model)")
     which.add_argument("--random", choices=SHAPES, help="a random model of this shape")
-    parser.add_argument("--meshes", default="1x1x1,1x1x2,1x2x1", help="dp x pp x tp of each job (%(default)s)")
+    meshes = "1x1x1,1x1x2,1x2x1"
+    parser.add_argument("--meshes", type=_meshes, default=meshes, help="dp x pp x tp of each job (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
@@ -124,19 +125,27 @@ def _read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(rounds: Rounds, tokenizer: Tokenizer) -> Agreement:
+def _meshes(text: str) -> list[Mesh]:
+    try:
+        return [Mesh(*map(int, mesh.split("x"))) for mesh in text.split(",")]
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected three sizes for each mesh, as 1x1x1,2x1x2") from None
+
+
+def compare(rounds: Rounds, workload: Workload, tokenizer: Tokenizer) -> Agreement:
     """Compare the texts of the latest job with those of transformers' token ids."""
     assert rounds.peer and rounds.job and rounds.peer.margins, rounds
     texts = [json.loads(line)["text"] for line in rounds.job.output.splitlines()]
-    is_equal = [text == _text(ids, tokenizer) for text, ids in zip(texts, rounds.peer.token_ids, strict=True)]
+    rows = zip(texts, workload.prompts, rounds.peer.token_ids, strict=True)
+    is_equal = [text == _text(prompt, output, tokenizer) for text, prompt, output in rows]
     is_clear = [margin > CLEAR_MARGIN for margin in rounds.peer.margins]
     both = sum(equal and clear for equal, clear in zip(is_equal, is_clear, strict=True))
     return Agreement(len(texts), sum(is_equal), sum(is_clear), both)
 
 
-def _text(token_ids: list[int], tokenizer: Tokenizer) -> str:
-    stream = TextStream(tokenizer)
-    for token_id in token_ids:
+def _text(prompt: list[int], output: list[int], tokenizer: Tokenizer) -> str:
+    stream = TextStream(tokenizer, prompt_ids=prompt)
+    for token_id in output:
         stream.append(token_id)
     return stream.text()
 

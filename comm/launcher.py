@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ class _Variables(NamedTuple):
     local_sizes: tuple[str, ...]  # the first that is set counts
 
 
+_GRACE_S = 2.0
 _STEP_TASKS = "SLURM_STEP_TASKS_PER_NODE"  # as 4(x2),3: four tasks on two nodes, three on the next
 _LAUNCHERS = (
     _Variables("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
@@ -65,6 +67,7 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
     for source, size in expected.items():
         if size != world_size:
             if world_size == 1 and launch.rank > 0:
+                let_first_speak()
                 raise _told_by_first(f"the MPI world has 1 rank, {source} says {size}")
             raise MeshError(
                 f"the MPI world has {world_size} ranks, {source} says {size}",
@@ -73,6 +76,14 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
                 hint="use srun --mpi=pmix with Open MPI, srun --mpi=pmi2 with MPICH, or mpirun; "
                 "unset SLURM_NTASKS to run fewer ranks on purpose",
             )
+
+
+def let_first_speak() -> None:
+    """Wait a moment before ending: launchers end all ranks at the first failed exit; it must be the speaker's.
+
+    Not collective.
+    """
+    time.sleep(_GRACE_S)
 
 
 def _told_by_first(found: str) -> PeerError:

@@ -42,12 +42,12 @@ class MpiGroup:
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
         """Give every rank root's bytes."""
-        length = bytearray(8)
+        length, own = bytearray(8), data if self.rank == root else None
         if self.rank == root:
-            assert data is not None, "root must give bytes"
-            length[:] = len(data).to_bytes(8, "little")
+            assert own is not None, "root must give bytes"
+            length[:] = len(own).to_bytes(8, "little")
         self._comm.Bcast([length, MPI.BYTE], root)
-        buffer = bytearray(data if self.rank == root else int.from_bytes(length, "little"))
+        buffer = bytearray(int.from_bytes(length, "little") if own is None else own)
         self._comm.Bcast([buffer, MPI.BYTE], root)
         return bytes(buffer)
 

@@ -17,6 +17,7 @@ from demo_corpus import QUESTIONS, Document, load_corpus
 
 PROMPT_WORDS = [4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 28, 36, 48, 64, 90, 130, 180, 250]  # each is used four times
 MAX_TOKENS = range(24, 97, 8)
+SAMPLING: list[dict] = [{}, {"temperature": 0.8, "top_p": 0.9}]  # greedy, as generation_config.json says; sampled
 WELL_KNOWN = {"str", "list", "dict", "set", "int", "os", "math", "json", "random", "shutil", "threading", "socket"}
 SYSTEM = {"role": "system", "content": "You explain Python."}
 HANDWRITTEN = [
@@ -62,7 +63,7 @@ def questions(documents: list[Document], count: int, rng: random.Random) -> list
 
 
 def make_rows(documents: list[Document], seed: int) -> list[dict]:
-    """Return the 96 rows: 72 openings and 24 chats, shuffled."""
+    """Return the 96 rows: 72 openings and 24 chats, shuffled; half of them greedy, half sampled."""
     rng = random.Random(seed)
     held_out = [document for document in documents if document.is_held_out]
     known = [d for d in documents if not d.is_held_out and d.name.split(".")[0] in WELL_KNOWN]
@@ -70,7 +71,8 @@ def make_rows(documents: list[Document], seed: int) -> list[dict]:
     rows: list[dict] = [{"prompt": prompt} for prompt in plain_prompts(held_out, rng)]
     rows += [{"messages": messages} for messages in chats]
     rng.shuffle(rows)
-    return [{**row, "max_tokens": rng.choice(MAX_TOKENS)} for row in rows]
+    rows = [{**row, "max_tokens": rng.choice(MAX_TOKENS)} for row in rows]
+    return [{**row, **rng.choice(SAMPLING)} for row in rows]
 
 
 def main() -> None:

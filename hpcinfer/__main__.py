@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
+import socket
 import sys
 from typing import NoReturn
 
 from hpcinfer import __version__
-from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.launcher import let_first_speak, read_launch
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError
 
 COMMANDS = ("run", "convert", "inspect", "status", "merge")
@@ -17,7 +18,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if read_launch().rank == 0:
-            super().error(message)
+            self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help\n")
+        let_first_speak()
         sys.exit(EXIT_USAGE)
 
 
@@ -44,11 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     except PeerError as error:
         return error.exit_code
     except HpcInferError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{type(error).__name__}: {_speaker()}{error}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _speaker() -> str:
+    """Rank, size and host, where a launcher has started several ranks."""
+    launch = read_launch()
+    return f"rank {launch.rank}/{launch.size} on {socket.gethostname()}: " if launch.size > 1 else ""
 
 
 if __name__ == "__main__":

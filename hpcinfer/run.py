@@ -19,6 +19,7 @@ from hpcinfer.log import start_logging
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.report.summary import summary_lines, write_report
+from hpcinfer.units import parse_bytes
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
@@ -57,8 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Run the job on all ranks that were launched."""
-    groups = [read_options(args, kind) for kind in (ModelOptions, MeshOptions, EngineOptions, JobOptions)]
-    options = RunOptions(*groups, given_options(args, SamplingParams))  # type: ignore[arg-type]
+    options = RunOptions(
+        model=read_options(args, ModelOptions),
+        mesh=read_options(args, MeshOptions),
+        engine=read_options(args, EngineOptions),
+        job=read_options(args, JobOptions),
+        sampling=given_options(args, SamplingParams),
+    )
     world = start_world()
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
     try:
@@ -101,6 +107,7 @@ def _check(world: "Collectives", options: RunOptions) -> Mesh:
     if not options.model.model:
         raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer run --help")
     check_job_options(options.job)
+    parse_bytes(options.engine.kv_cache_memory or "0")
     for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
         if getattr(options.engine, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options.engine, name)}", expected="at least 1")
@@ -127,7 +134,7 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
     from hpcinfer.data.prepare import Preparer
     from hpcinfer.data.sampling_defaults import read_generation_config, resolve_defaults
     from hpcinfer.data.tokenizer import Tokenizer
-    from hpcinfer.engine.replica import check_model, resolve_max_model_len
+    from hpcinfer.engine.replica import check_model, resolve_dtype, resolve_max_model_len
     from hpcinfer.kernels import create_kernels
     from hpcinfer.recovery.job import find_input, open_job
 
@@ -141,7 +148,7 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
         tokenizer = on_all(world, lambda: Tokenizer(store.tokenizer_files))
     config = on_all(world, lambda: read_generation_config(store.tokenizer_files))
     defaults = on_all(world, lambda: resolve_defaults(options.sampling, config))
-    profile = {**kernels.profile(), "dtype": options.model.dtype, "tokenizer": tokenizer.version}
+    profile = {**kernels.profile(), "dtype": resolve_dtype(options.model.dtype), "tokenizer": tokenizer.version}
     same_everywhere(world, json.dumps(profile, sort_keys=True), "the numerics profile")
     manifest = {
         "model": {"digest": store.digest, "max_model_len": max_model_len},
@@ -169,9 +176,9 @@ def _open_store(world: "Collectives", options: RunOptions) -> "Store":
 
 def _load(world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Replica":
     """Load the weights. Collective over the world; fails everywhere or nowhere."""
-    from hpcinfer.engine.replica import ReplicaOptions, build_replica
+    from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_dtype
 
-    wanted = ReplicaOptions(options.engine, options.model.dtype, setup.max_model_len, options.job.seed)
+    wanted = ReplicaOptions(options.engine, resolve_dtype(options.model.dtype), setup.max_model_len, options.job.seed)
     replica = build_replica(world, mesh, setup.store, setup.kernels, wanted)
     setup.store.close()
     return replica
@@ -218,7 +225,7 @@ def _report(
     ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(rank_report).encode())]
     if world.rank != 0:
         return
-    defaults, origins = setup.job.manifest["sampling"], setup.job.manifest["informative"]["origins"]
+    defaults = setup.preparer.defaults
     run = {
         "mesh": str(facts.mesh),
         "world_size": world.size,
@@ -227,8 +234,8 @@ def _report(
         "kv_cache_bytes": facts.replica.kv_cache_bytes,
         "num_blocks": facts.replica.num_blocks,
         "seconds": dict(facts.phases.seconds),
-        "max_tokens": defaults["max_tokens"],
-        "defaults": ", ".join(f"{name}={value} ({origins[name]})" for name, value in defaults.items() if value),
+        "sampling": dataclasses.asdict(defaults.values),
+        "origins": defaults.origins,
         "options": dataclasses.asdict(options.engine),
     }
     write_report(setup.job.paths.root, {"run": run, "ranks": ranks})

@@ -62,7 +62,8 @@ class Simulation:
             for work in works:
                 self._compute(work)
             self._check(works)
-            self._digest.update(self.scheduler.digest() + repr([(w.sequence.seq_id, w.start, w.stop) for w in works]).encode())
+            batch = repr([(work.sequence.seq_id, work.start, work.stop) for work in works])
+            self._digest.update(self.scheduler.digest() + batch.encode())
         assert self.blocks.num_free == self.setting.num_blocks
         return self._digest.hexdigest()
 
@@ -79,9 +80,9 @@ class Simulation:
             self.sampled[sequence.request.row, sequence.choice, work.stop - 1] += 1
 
     def _commit(self, work: Work) -> None:
-        sequence, is_scored = work.sequence, work.stop == work.sequence.num_prompt
+        sequence = work.sequence
         token_id = next_token(sequence) if work.samples else None
-        is_last = sequence.num_output + 1 >= output_length(sequence) if work.samples else is_scored and not output_length(sequence)
+        is_last = work.stop >= sequence.num_prompt and sequence.num_output + work.samples >= output_length(sequence)
         self.scheduler.commit(work, token_id, Finish.LENGTH if is_last else Finish.NONE)
         if is_last:
             assert not sequence.blocks and sequence not in self.scheduler.running
@@ -122,7 +123,8 @@ def random_requests(rng: random.Random, setting: Setting, count: int) -> list[Re
         prompt = stem[:shared] + [rng.randrange(3) for _ in range(length - shared)]
         scores = rng.random() < 0.3
         max_tokens = rng.randint(0 if scores else 1, max(1, min(setting.max_len - length, 20)))
-        params = SamplingParams(max_tokens=max_tokens, n=rng.choice((1, 1, 1, 3)), echo=scores, logprobs=1 if scores else None)
+        logprobs, n = 1 if scores else None, rng.choice((1, 1, 1, 3))
+        params = SamplingParams(max_tokens=max_tokens, n=n, echo=scores, logprobs=logprobs)
         requests.append(Request(row, tuple(prompt), params))
     return requests
 

@@ -1,4 +1,4 @@
-"""Ranks as threads of one process, for tests of what only moves bytes; real MPI is in tests/mpi."""
+"""Ranks as threads of one process, for tests of what only moves bytes; real MPI is in tests/comm/test_mpi.py."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_LIMIT_S = 30  # a thread waits no longer for the others
+
 
 class Sent:
     """A message that has left."""
@@ -14,34 +16,55 @@ class Sent:
     def wait(self) -> None:
         """Return at once."""
 
+    def test(self) -> bool:
+        """Say that it has left."""
+        return True
+
+
+class _Shared:
+    """What the threads of a group have in common."""
+
+    def __init__(self, size: int) -> None:
+        self.board, self.meeting = [b""] * size, threading.Barrier(size)
+        self.mail: dict[Any, Queue[bytes]] = {}  # by sender, receiver and tag
+        self.parts: dict[Any, _Shared] = {}  # by number of the split and colour
+
 
 class ThreadGroup:
     """One rank of a group of threads."""
 
-    def __init__(self, rank: int, board: list[bytes], meeting: threading.Barrier, mail: dict[Any, Any]) -> None:
-        self.rank, self.size, self._board, self._meeting, self._mail = rank, len(board), board, meeting, mail
+    def __init__(self, rank: int, shared: _Shared) -> None:
+        self.rank, self.size = rank, len(shared.board)
+        self._shared, self._num_splits = shared, 0
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        self._meeting.wait(timeout=30)
+        self._shared.meeting.wait(_LIMIT_S)
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Sent:
         """Put bytes into the mail of a rank."""
-        self._mail[self.rank, peer].put((tag, data))
+        self._mail(self.rank, peer, tag).put(data)
         return Sent()
 
     def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
-        """Wait for bytes of a rank; tags must come in the order in which they were sent."""
-        sent_tag, data = self._mail[peer, self.rank].get(timeout=30)
-        assert sent_tag == tag
-        return data
+        """Wait for bytes of a rank."""
+        return self._mail(peer, self.rank, tag).get(timeout=_LIMIT_S)
+
+    def send(self, buffer: Any, peer: int, tag: int = 0) -> Sent:
+        """Put a copy of a buffer into the mail of a rank."""
+        return self.send_bytes(np.ascontiguousarray(buffer).tobytes(), peer, tag)
+
+    def receive(self, buffer: Any, peer: int, tag: int = 0) -> None:
+        """Wait for a buffer of a rank."""
+        flat = np.asarray(buffer).reshape(-1)
+        flat[:] = np.frombuffer(self.receive_bytes(peer, tag), flat.dtype)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
-        self._board[self.rank] = data
-        self._meeting.wait(timeout=30)
-        gathered = list(self._board)
-        self._meeting.wait(timeout=30)
+        self._shared.board[self.rank] = data
+        self.barrier()
+        gathered = list(self._shared.board)
+        self.barrier()
         return gathered
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
@@ -58,15 +81,25 @@ class ThreadGroup:
         """The same, on root only."""
         self.all_gather(send, receive if self.rank == root else np.empty(sum(counts), np.float32), counts)
 
+    def split(self, color: int, key: int) -> "ThreadGroup":
+        """Make the group of ranks with the same colour, ordered by key."""
+        self._num_splits += 1
+        wishes = [tuple(map(int, wish.split())) for wish in self.all_gather_bytes(b"%d %d" % (color, key))]
+        members = sorted((key, rank) for rank, (wanted, key) in enumerate(wishes) if wanted == color)
+        part = self._shared.parts.setdefault((self._num_splits, color), _Shared(len(members)))
+        return ThreadGroup(members.index((key, self.rank)), part)
+
+    def _mail(self, sender: int, receiver: int, tag: int) -> "Queue[bytes]":
+        return self._shared.mail.setdefault((sender, receiver, tag), Queue())
+
 
 def run_ranks(size: int, work: Callable[[Any], Any]) -> list[Any]:
     """Call `work(group)` on every rank; returns what each rank returned or raised, by rank."""
-    board, meeting, results = [b""] * size, threading.Barrier(size), [None] * size
-    mail: dict[Any, Any] = {(rank, peer): Queue() for rank in range(size) for peer in range(size)}
+    shared, results = _Shared(size), [None] * size
 
     def rank_main(rank: int) -> None:
         try:
-            results[rank] = work(ThreadGroup(rank, board, meeting, mail))
+            results[rank] = work(ThreadGroup(rank, shared))
         except Exception as error:
             results[rank] = error
 

@@ -80,7 +80,8 @@ def log_total(grains: np.ndarray, grain_sizes: tuple[int, ...], kernels: Kernels
     """Log of the sum of exponentials of each row of [R, G, U], finished in the tree over the grains. Float64 [R]."""
     stats = kernels.grain_stats(grains, grain_sizes)
     peak = stats.maxima.max(axis=1)
-    parts = stats.exp_sums * kernels.exp(stats.maxima - peak[:, None])
+    with np.errstate(invalid="ignore"):  # infinities of a broken row
+        parts = stats.exp_sums * kernels.exp(stats.maxima - peak[:, None])
     nodes = {Span(g, g + 1): parts[:, g] for g in range(parts.shape[1])}
     total: np.ndarray = tree_reduce(nodes, Span(0, parts.shape[1]), np.add)
     return peak.astype(np.float64) + kernels.log(total).astype(np.float64)

@@ -38,7 +38,7 @@ class ReplicaOptions:
     """What a replica is built from besides the store."""
 
     engine: EngineOptions
-    dtype: str  # of weights and KV cache; "auto" is float32
+    dtype: str  # of weights and KV cache
     max_model_len: int  # tokens
     seed: int
 
@@ -75,6 +75,11 @@ def resolve_max_model_len(config: ModelConfig, wanted: int | None) -> int:
     return wanted
 
 
+def resolve_dtype(wanted: str) -> str:
+    """Resolve the precision of weights and KV cache; "auto" is float32 on CPUs, which holds every stored value."""
+    return "float32" if wanted == "auto" else wanted
+
+
 def check_model(store: WeightSource, mesh: Mesh) -> None:
     """Check that the model can be cut for the mesh.
 
@@ -100,12 +105,11 @@ def build_replica(
     tp_group = replica.split(coord.pp, replica.rank)
     plan = shard_plan(config, store.grains, mesh, coord)
     weights = on_all(world, lambda: load_stage(store, kernels, plan, options.dtype))
-    cache_dtype = "float32" if options.dtype == "auto" else options.dtype
-    block_bytes = kv_bytes_per_token(config, plan, cache_dtype) * options.engine.block_size
+    block_bytes = kv_bytes_per_token(config, plan, options.dtype) * options.engine.block_size
     mine = on_all(world, lambda: _possible_blocks(block_bytes, mesh, options))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
-    shape = CacheShape(num_blocks, options.engine.block_size, cache_dtype)
+    shape = CacheShape(num_blocks, options.engine.block_size, options.dtype)
     cache = on_all(world, lambda: allocate_cache(kernels, config, plan, shape))
     reducer = TreeReducer(tp_group, store.grains, kernels.empty)
     stage = Stage(config, plan, weights, kernels, reducer, cache=cache, max_len=options.max_model_len)

@@ -41,7 +41,8 @@ class Deal(NamedTuple):
     @staticmethod
     def from_bytes(data: bytes) -> Deal:
         """Decode what `to_bytes` made."""
-        return Deal(*_DEAL.unpack_from(data), tuple(np.frombuffer(data, np.int64, -1, _DEAL.size).tolist()))
+        is_end, block, generation = _DEAL.unpack_from(data)
+        return Deal(is_end, block, generation, tuple(np.frombuffer(data, np.int64, -1, _DEAL.size).tolist()))
 
 
 class ClaimAhead:

@@ -101,6 +101,7 @@ def open_job(options: JobOptions, source: InputFile, values: Manifest, group: Co
 
 
 def _check_output(paths: JobPaths) -> None:
+    paths.require_parent()
     if paths.output.is_dir():
         raise ConfigError(f"--output {paths.output} is a directory", expected="the path of a file")
     if paths.output.exists() and not paths.manifest.exists():

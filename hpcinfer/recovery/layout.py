@@ -68,19 +68,23 @@ class JobPaths:
 
     def create(self) -> None:
         """Make the directories, in the group of the output's directory. Not collective."""
-        parent = self.output.parent
-        if not parent.is_dir():
-            raise ConfigError(f"no directory {parent} for the output", expected="a directory that exists",
-                              hint=f"mkdir -p {parent}")
+        self.require_parent()
         try:
             if not self.root.is_dir():
                 self.root.mkdir(exist_ok=True)
-                _follow_group(self.root, parent)
+                _follow_group(self.root, self.output.parent)
             for directory in (self.claims, self.leases, self.parts, self.attempts):
                 directory.mkdir(exist_ok=True)
         except OSError as error:
             raise JobDirectoryError(f"cannot make the job directory: {error}", where=str(self.root),
                                     hint="is the directory of the output writable?") from error
+
+    def require_parent(self) -> None:
+        """Check that the output has a directory to lie in. Not collective."""
+        parent = self.output.parent
+        if not parent.is_dir():
+            raise ConfigError(f"no directory {parent} for the output", expected="a directory that exists",
+                              hint=f"mkdir -p {parent}")
 
     def require(self) -> None:
         """Check that there is a job. Not collective."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpcinfer.units import format_bytes, format_seconds
 
+_COMMON = ("temperature", "top_p", "max_tokens")
 _MANY_AT_LENGTH = 0.5  # of the choices: the summary warns from here on
 
 
@@ -39,7 +40,7 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
         f"mesh      {run['mesh']}, {run['world_size']} ranks; KV cache {format_bytes(run['kv_cache_bytes'])} per rank",
         f"time      {_times(run['seconds'])}",
         f"steps     {_times(ranks[0]['seconds'])} (rank 0)",
-        f"defaults  {run['defaults']}",
+        f"defaults  {_defaults(run)}",
     ]
     return lines + _warnings(ranks, run)
 
@@ -50,9 +51,16 @@ def _warnings(ranks: list[dict[str, Any]], run: dict[str, Any]) -> list[str]:
     if reasons["length"] > _MANY_AT_LENGTH * max(1, reasons.total()):
         warnings.append(
             f"warning   {reasons['length']} of {reasons.total()} completions were cut at max_tokens"
-            f" (default {run['max_tokens']}); raise --max-tokens if they should end by themselves"
+            f" (default {run['sampling']['max_tokens']}); raise --max-tokens if they should end by themselves"
         )
     return warnings
+
+
+def _defaults(run: dict[str, Any]) -> str:
+    """Sampling values of rows that say nothing: the common ones, and those that somebody has set."""
+    origins = run["origins"]
+    names = [name for name in run["sampling"] if name in _COMMON or origins[name] != "hpcinfer"]
+    return ", ".join(f"{name}={run['sampling'][name]} ({origins[name]})" for name in names)
 
 
 def _list(counts: Counter[str]) -> str:

@@ -143,7 +143,8 @@ def test_probe_takes_from_anyone_and_never_waits(group):
 
 
 def test_tree_sum_equals_that_of_one_rank(group):
-    values = (np.random.default_rng(1).standard_normal((16, 4, 33)) * 10.0 ** np.arange(-8, 8)[:, None, None]).astype("f4")
+    values = np.random.default_rng(1).standard_normal((16, 4, 33)) * 10.0 ** np.arange(-8, 8)[:, None, None]
+    values = values.astype(np.float32)
     leaves = {Span(g, g + 1): torch.from_numpy(values[g]) for g in range(16)}
     reducer = TreeReducer(group, 16, torch.empty)
     first = reducer.run.start

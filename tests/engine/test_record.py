@@ -8,9 +8,8 @@ from hpcinfer.engine.sequence import Finish
 
 works = st.lists(st.tuples(st.just(NO_TOKEN) | st.integers(0, 2**31 - 1), st.sampled_from(Finish)), max_size=20)
 params = st.builds(SamplingParams, temperature=st.floats(0, 2), stop=st.lists(st.text(), max_size=2).map(tuple))
-requests = st.lists(
-    st.builds(Request, st.integers(0, 2**40), st.lists(st.integers(0, 2**31 - 1), max_size=9).map(tuple), params), max_size=4
-)
+prompts = st.lists(st.integers(0, 2**31 - 1), max_size=9).map(tuple)
+requests = st.lists(st.builds(Request, st.integers(0, 2**40), prompts, params), max_size=4)
 
 
 @given(

@@ -1,0 +1,242 @@
+"""The loop on a tiny random model: no limit changes a result, and results are those of naive recomputation."""
+
+import dataclasses
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from stages import run_replica
+from thread_group import run_ranks
+
+from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.config import EngineOptions, SamplingParams
+from hpcinfer.data.detokenizer import decode
+from hpcinfer.engine.frontend import ListFrontend
+from hpcinfer.engine.leader import Leader
+from hpcinfer.engine.logits import adjust, sample, uniform
+from hpcinfer.engine.outputs import Outputs
+from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_max_model_len
+from hpcinfer.engine.request import Request
+from hpcinfer.engine.sequence import Sequence
+from hpcinfer.errors import ConfigError, MeshError
+from hpcinfer.kernels import create_kernels
+from hpcinfer.partition.mesh import Mesh
+
+MAX_LEN, SEED = 80, 3
+KINDS = (
+    {"temperature": 0.0},
+    {"temperature": 1.0, "n": 2},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 17, "logprobs": 2},
+    {"temperature": 0.0, "repetition_penalty": 1.4, "min_tokens": 6, "logprobs": 0},
+    {"temperature": 0.0, "echo": True, "logprobs": 1, "max_tokens": 0},
+    {"temperature": 1.3, "frequency_penalty": 0.5, "echo": True, "logprobs": 3},
+)  # fmt: skip
+
+
+def make_requests(count=12):
+    """Prompts of 1 to 50 tokens, some with a common beginning, each kind of sampling."""
+    rng = np.random.default_rng(1)
+    stem = tuple(int(i) for i in rng.integers(4, 390, 40))
+    requests = []
+    for row in range(count):
+        own = tuple(int(i) for i in rng.integers(4, 390, rng.integers(1, 25)))
+        params = SamplingParams(**{"max_tokens": int(rng.integers(4, 14)), **KINDS[row % len(KINDS)]})
+        requests.append(Request(row, stem[: 17 * (row % 3)] + own, params))
+    return requests
+
+
+REQUESTS = make_requests()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What an engine made of the requests."""
+
+    finished: dict
+    counts: Counter
+    peaks: dict
+
+
+def block_bytes(store, block_size):
+    config = store.config
+    return 2 * config.num_layers * config.num_kv_heads * config.head_size * 4 * block_size
+
+
+def run_engine(store, tokenizer, requests=REQUESTS, *, num_blocks=None, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
+    """Run requests to their end on this rank's part of a replica; rank 0 leads."""
+    memory = None if num_blocks is None else str(num_blocks * block_bytes(store, limits.get("block_size", 16)))
+    engine = EngineOptions(**limits, kv_cache_memory=memory)
+    options = ReplicaOptions(engine, "float32", MAX_LEN, SEED)
+    replica = build_replica(group or SerialGroup(), mesh, store, create_kernels(), options)
+    frontend = ListFrontend(requests)
+    outputs = Outputs(tokenizer, replica.runner.eos_ids)
+    replica.engine.run(Leader(replica.scheduler, outputs, frontend, replica.runner) if replica.is_leader else None)
+    metrics = replica.runner.metrics
+    assert not replica.scheduler.num_live and replica.scheduler.blocks.num_free == replica.num_blocks
+    return Run(frontend.finished, metrics.counts, metrics.peaks)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_store, tokenizer):
+    """One sequence at a time, whole prompts: nothing shared, cut or preempted."""
+    runs = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1) for each in REQUESTS]
+    assert not any(run.counts[name] for run in runs for name in ("preemptions", "chunks", "mixed_batches"))
+    return {row: choices for run in runs for row, choices in run.finished.items()}
+
+
+SETTINGS = [  # limits, and what must happen under them
+    (1, 4, 16, None, "chunks reused_tokens"),
+    (3, 32, 1, None, "chunks mixed_batches reused_tokens"),
+    (64, 512, 8, None, "steps"),
+    (64, 32, 16, 5, "chunks mixed_batches preemptions reused_tokens"),
+    (3, 512, 8, 10, "mixed_batches preemptions"),
+    (64, 4, 1, 80, "chunks mixed_batches preemptions reused_tokens"),
+    (64, 512, 1, 120, "mixed_batches preemptions reused_tokens"),
+]
+
+
+@pytest.mark.parametrize(("seqs", "tokens", "block_size", "num_blocks", "events"), SETTINGS)
+def test_no_limit_changes_a_result(tiny_store, tokenizer, expected, seqs, tokens, block_size, num_blocks, events):
+    run = run_engine(tiny_store, tokenizer, max_num_seqs=seqs, max_num_batched_tokens=tokens, block_size=block_size,
+                     num_blocks=num_blocks)  # fmt: skip
+    assert run.finished == expected
+    assert run.peaks["batch_tokens"] <= tokens and run.peaks["batch_sequences"] <= seqs
+    assert all(run.counts[event] for event in events.split()), run.counts
+
+
+def naive_choice(store, request, choice):
+    """Tokens of one choice, the whole sequence computed anew for each."""
+    sequence, params = Sequence(0, request, choice), request.sampling
+    seed, logits = SEED if params.seed is None else params.seed, np.empty(0)
+    while sequence.num_output < params.max_tokens:
+        [logits] = run_replica(store, [np.array(sequence.token_ids)], block_size=128)
+        u = uniform(seed, request.row, choice, len(sequence.token_ids))
+        row = adjust(logits[-1], 0, sequence, store.config.eos_token_ids)
+        sequence.token_ids.append(sample(row, params, u, create_kernels()))
+        if sequence.token_ids[-1] in store.config.eos_token_ids:
+            break
+    return sequence, logits
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, 3, 5])
+def test_tokens_and_logprobs_are_those_of_naive_recomputation(tiny_store, expected, row):
+    request = REQUESTS[row]
+    for choice in expected[row]:
+        sequence, logits = naive_choice(tiny_store, request, choice.index)
+        assert choice.token_ids == tuple(sequence.output_ids)
+        logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
+        scored = [*(choice.prompt_logprobs or ())[1:], *(choice.logprobs or ())]
+        first = 0 if choice.prompt_logprobs else sequence.num_prompt - 1
+        for position, entry in enumerate(scored, first):
+            assert entry.token_id == sequence.token_ids[position + 1]
+            assert entry.logprob == pytest.approx(logprobs[position, entry.token_id], abs=1e-6)
+
+
+def test_choices_differ_and_greedy_ones_do_not(tiny_store, tokenizer, expected):
+    first, second = expected[1]
+    assert (first.index, second.index) == (0, 1) and first.token_ids != second.token_ids
+    greedy = Request(0, REQUESTS[0].prompt_ids, SamplingParams(temperature=0, n=3, max_tokens=5))
+    choices = run_engine(tiny_store, tokenizer, [greedy]).finished[0]
+    assert len({choice.token_ids for choice in choices}) == 1
+
+
+def test_scoring_gives_the_prompt_s_logprobs_and_no_token(tiny_store, expected):
+    request, [choice] = REQUESTS[4], expected[4]
+    assert choice.token_ids == () == choice.logprobs and choice.finish_reason == "length"
+    assert [entry.token_id for entry in choice.prompt_logprobs] == list(request.prompt_ids)
+    [logits] = run_replica(tiny_store, [np.array(request.prompt_ids)], block_size=128)
+    logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
+    for position, entry in enumerate(choice.prompt_logprobs[1:]):
+        assert entry.logprob == pytest.approx(logprobs[position, entry.token_id], abs=1e-6)
+        assert [i for i, _ in entry.top] == [logits[position].argmax()]
+
+
+def test_stop_string_ends_the_text_before_it(tiny_store, tokenizer, expected):
+    [whole] = expected[0]
+    text = decode(tokenizer, whole.token_ids)
+    stop = next(text[i : i + 2] for i in range(2, len(text) - 1) if "\ufffd" not in text[i : i + 2])
+    params = dataclasses.replace(REQUESTS[0].sampling, stop=("never!", stop))
+    request = dataclasses.replace(REQUESTS[0], sampling=params)
+    [choice] = run_engine(tiny_store, tokenizer, [request]).finished[0]
+    assert choice.text == text[: text.index(stop)] and choice.finish_reason == "stop"
+    assert choice.token_ids == whole.token_ids[: len(choice.token_ids)]
+
+
+def test_stop_token_is_kept_away_until_min_tokens(tiny_store, tokenizer, expected):
+    [whole] = expected[0]
+    stop = whole.token_ids[0]
+    params = SamplingParams(temperature=0, max_tokens=9, stop_token_ids=(stop,))
+    [choice] = run_engine(tiny_store, tokenizer, [dataclasses.replace(REQUESTS[0], sampling=params)]).finished[0]
+    assert choice.token_ids == (stop,) and choice.finish_reason == "stop"
+    later = dataclasses.replace(params, min_tokens=4)
+    [choice] = run_engine(tiny_store, tokenizer, [dataclasses.replace(REQUESTS[0], sampling=later)]).finished[0]
+    assert stop not in choice.token_ids[:4] and len(choice.token_ids) >= 4
+
+
+def test_prompt_as_long_as_the_model_allows_is_served(tiny_store, tokenizer):
+    prompt = tuple(range(4, 4 + MAX_LEN - 1))
+    requests = [Request(0, prompt, SamplingParams(temperature=0, max_tokens=1)),
+                Request(1, (*prompt, 9), SamplingParams(temperature=0, max_tokens=0, echo=True, logprobs=0)),
+                Request(2, (5,), SamplingParams(temperature=0, max_tokens=MAX_LEN - 1, ignore_eos=True))]  # fmt: skip
+    finished = run_engine(tiny_store, tokenizer, requests, num_blocks=5, block_size=16).finished
+    assert [len(finished[row][0].token_ids) for row in range(3)] == [1, 0, MAX_LEN - 1]
+
+
+def test_rows_with_the_same_prompt_reuse_its_blocks(tiny_store, tokenizer):
+    prompt = tuple(range(10, 58))
+    requests = [Request(row, prompt, SamplingParams(temperature=0, max_tokens=3)) for row in range(4)]
+    run = run_engine(tiny_store, tokenizer, requests, max_num_seqs=1)
+    assert run.counts["reused_tokens"] == 3 * 32  # the last of three blocks is left to compute
+    assert len({choices[0].token_ids for choices in run.finished.values()}) == 1
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(3, 1), (1, 2), (2, 2)])
+def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokenizer, expected, tp, pp):
+    lock = threading.Lock()
+
+    class Guarded:
+        """The store keeps one file open: one rank reads at a time."""
+
+        config, grains = tiny_store.config, tiny_store.grains
+
+        def read(self, name, units=None):
+            with lock:
+                return tiny_store.read(name, units)
+
+    def rank_main(group):
+        return run_engine(Guarded(), tokenizer, group=group, mesh=Mesh(1, pp, tp), max_num_seqs=4,
+                          max_num_batched_tokens=32, debug_lockstep=True)  # fmt: skip
+
+    ranks = run_ranks(tp * pp, rank_main)
+    for failure in (rank for rank in ranks if isinstance(rank, Exception)):
+        raise failure
+    assert ranks[0].finished == expected
+    assert all(run.counts == ranks[0].counts for run in ranks) and ranks[0].peaks["micro_batches"] == pp
+
+
+def test_too_little_cache_for_one_sequence_is_refused_with_what_is_needed(tiny_store, tokenizer):
+    with pytest.raises(ConfigError, match="4 blocks of 16 tokens") as caught:
+        run_engine(tiny_store, tokenizer, num_blocks=4)
+    assert f"5 blocks for one sequence of max_model_len={MAX_LEN}" in caught.value.expected
+
+
+def test_wrong_cache_size_is_refused(tiny_store):
+    options = ReplicaOptions(EngineOptions(kv_cache_memory="lots"), "float32", MAX_LEN, SEED)
+    with pytest.raises(ConfigError, match="'lots'"):
+        build_replica(SerialGroup(), Mesh(1, 1, 1), tiny_store, create_kernels(), options)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(1, 3, 1), Mesh(1, 1, 9)])
+def test_impossible_mesh_is_refused(tiny_store, mesh):
+    options = ReplicaOptions(EngineOptions(), "float32", 8, 0)
+    with pytest.raises(MeshError):
+        build_replica(SerialGroup(), mesh, tiny_store, create_kernels(), options)
+
+
+def test_max_model_len_is_the_model_s_own_at_most(tiny_store):
+    config = tiny_store.config
+    assert resolve_max_model_len(config, None) == 256 and resolve_max_model_len(config, 7) == 7
+    for wrong in (0, -1, 257):
+        with pytest.raises(ConfigError, match=f"--max-model-len {wrong}"):
+            resolve_max_model_len(config, wrong)

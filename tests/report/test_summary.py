@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from hpcinfer.report.summary import merge_counts, summary_lines, write_report
+
+RUN = {
+    "num_rows": 10, "num_failed": 2, "mesh": "dp=2 pp=1 tp=1", "world_size": 2, "kv_cache_bytes": 1 << 20,
+    "seconds": {"load": 1.5, "run": 4.0, "merge": 0.25},
+    "sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.1, "max_tokens": 256},
+    "origins": {"temperature": "generation_config.json", "top_p": "hpcinfer", "top_k": "hpcinfer",
+                "min_p": "command line", "max_tokens": "hpcinfer"},
+}  # fmt: skip
+
+
+def rank(stops=3, lengths=1, **sections):
+    return {
+        "seconds": {"forward": 2.0, "sampling": 0.5}, "finish_reasons": {"stop": stops, "length": lengths},
+        "errors": {"invalid_json": 1}, "rows": {"finished": 5}, "tokens": {"prompt": 60, "output": 40}, **sections,
+    }  # fmt: skip
+
+
+def follower():
+    nothing = {"prompt": 0, "output": 0}
+    return rank(seconds={}, finish_reasons={}, errors={}, rows={"finished": 0}, tokens=nothing)
+
+
+def lines_of(*ranks, **run):
+    return {line.split()[0]: line for line in summary_lines({**RUN, **run}, list(ranks))}
+
+
+def test_summary_adds_up_all_ranks():
+    lines = lines_of(rank(), follower(), rank())
+    assert lines["rows"].endswith("10: 8 completions, 2 errors; 10 finished by this run")
+    assert lines["finish"].endswith("length 2, stop 6") and lines["errors"].endswith("invalid_json 2")
+    assert "120 prompt, 80 output; 20.0 output tokens/s, 50.0 total tokens/s" in lines["tokens"]
+    assert "dp=2 pp=1 tp=1, 2 ranks; KV cache 1.0 MiB per rank" in lines["mesh"]
+    assert lines["time"].endswith("load 1.5 s, run 4.0 s, merge 0.2 s") and "forward 2.0 s" in lines["steps"]
+    assert lines["defaults"].split(None, 1)[1] == (
+        "temperature=0.0 (generation_config.json), top_p=1.0 (hpcinfer), min_p=0.1 (command line),"
+        " max_tokens=256 (hpcinfer)"
+    )
+    assert "warning" not in lines
+
+
+def test_nothing_done_is_said_without_dividing_by_zero():
+    lines = lines_of(follower(), seconds={"run": 0.0})
+    assert lines["finish"].endswith("none") and "0.0 output tokens/s" in lines["tokens"] and "warning" not in lines
+
+
+@pytest.mark.parametrize(("stops", "lengths", "warns"), [(1, 1, False), (1, 2, True), (0, 1, True), (0, 0, False)])
+def test_many_cut_completions_are_warned_of(stops, lengths, warns):
+    lines = lines_of(rank(stops, lengths))
+    assert ("warning" in lines) == warns
+    if warns:
+        assert f"{lengths} of {stops + lengths} completions" in lines["warning"] and "(default 256)" in lines["warning"]
+
+
+def test_missing_sections_count_nothing():
+    assert merge_counts([{}, {"errors": {"a": 2}}, {"errors": {"a": 1, "b": 1}}], "errors") == {"a": 3, "b": 1}
+
+
+def test_each_report_has_a_name_of_its_own(tmp_path):
+    paths = {write_report(tmp_path, {"run": i}) for i in range(3)}
+    assert len(paths) == 3 and {json.loads(path.read_text())["run"] for path in paths} == {0, 1, 2}
+    assert {path.parent for path in paths} == {tmp_path / "reports"}
