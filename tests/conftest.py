@@ -1,5 +1,6 @@
 """What every test run has: the installed hpcinfer, time limits, ranks under mpiexec, nothing left behind."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from types import FrameType
 import hypothesis
 import mpi_harness
 import pytest
-from jobs import SESSION_VARIABLE, kill_processes, left_behind, mpi_environment, wait_until
+from jobs import SESSION_VARIABLE, JobTimeoutError, kill_processes, left_behind, mpi_environment, wait_until
 
 TIME_LIMIT_S = 120.0  # of a test without a `time_limit` mark
 CHECKOUT = Path(__file__).parents[1]
@@ -29,9 +30,10 @@ _empty_files: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the MPI harness, unless this is one of its ranks."""
+    """Load the MPI harness, unless this is one of its ranks; end tidily when we are told to."""
     if not config.pluginmanager.is_registered(mpi_harness):
         config.pluginmanager.register(mpi_harness)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -72,10 +74,9 @@ def nothing_left_behind() -> Iterator[None]:
         return
     session = os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
     yield
-    try:
+    with contextlib.suppress(JobTimeoutError):
         wait_until(lambda: not left_behind(session), timeout=5)
-    finally:
-        found = left_behind(session)
-        names = [" ".join(process.cmdline()) for process in found]
-        kill_processes(found)
-    assert not names
+    found = left_behind(session)
+    names = [str(process) for process in found]
+    kill_processes(found)
+    assert not names, "processes outlived the tests"

@@ -12,20 +12,6 @@ from golden import DEMO_MODEL, assert_refused, read_output, run_to_output, write
 from jobs import run_job, start_job, wait_until
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Place of all jobs."""
-    return tmp_path_factory.mktemp("formats")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_cache(folder: Path) -> "pytest.MonkeyPatch":  # type: ignore[misc]
-    """Convert the model once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPCINFER_CACHE", str(folder / "cache"))
-        yield patch
-
-
 def openai_row(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
     """One row of an OpenAI batch file."""
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "demo", "max_tokens": 6, **body}}

@@ -22,20 +22,6 @@ FLAGS = ("--seed", "3", "--lease-timeout", "30")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Place of all jobs."""
-    return tmp_path_factory.mktemp("resume")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_cache(folder: Path) -> "pytest.MonkeyPatch":  # type: ignore[misc]
-    """Convert the model once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPCINFER_CACHE", str(folder / "cache"))
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def prompts(folder: Path) -> Path:
     """Enough rows that a job runs for some seconds."""
     return write_rows(folder / "in.jsonl", varied_rows(demo_prompts(60) * 2))

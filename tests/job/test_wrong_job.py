@@ -29,7 +29,7 @@ def arguments(tmp_path: Path) -> list[str | Path]:
         (2, ["--model", "/nowhere/model"], ["ModelError", "/nowhere/model"]),
         (2, ["--model", "some-org/some-model"], ["ModelError", "some-org/some-model", "hf download"]),
         (2, ["--input", "/nowhere/in.jsonl"], ["ConfigError", "/nowhere/in.jsonl"]),
-        (2, ["--output", "/nowhere/out.jsonl"], ["ConfigError", "/nowhere"]),
+        (2, ["--output", "/dev/null/out.jsonl"], ["ConfigError", "/dev/null"]),
         (2, ["--kv-cache-memory", "64KiB"], ["ConfigError", "4.0 MiB per rank"]),
         (2, ["--kv-cache-memory", "much"], ["ConfigError", "much"]),
         (2, ["--max-model-len", "100000"], ["ConfigError", "100000"]),
