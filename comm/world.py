@@ -3,12 +3,16 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import TypeVar
 
-from hpcinfer.agree import where_am_i
+from hpcinfer.agree import is_agreed, where_am_i
 from hpcinfer.comm.launcher import read_launch
 from hpcinfer.comm.protocol import Collectives
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import EXIT_FAILED, ConfigError, HpcInferError
+from hpcinfer.errors import EXIT_FAILED, ConfigError, HpcInferError, JobDirectoryError, StorageError, storage_error
+
+T = TypeVar("T")
 
 
 def start_world() -> Collectives:
@@ -35,12 +39,31 @@ def start_world() -> Collectives:
     return world_group()
 
 
+def end_together(world: Collectives, work: Callable[[], T]) -> T:
+    """Do the work of a command; an error that the ranks have not agreed upon ends them all, so that none waits.
+
+    Collective over the world.
+    """
+    try:
+        return work()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as caught:
+        error = storage_error(caught) or caught
+        is_expected = isinstance(error, HpcInferError) and (world.size == 1 or is_agreed(caught))
+        if not is_expected:
+            end_all(world, error)
+        raise error from caught.__cause__
+
+
 def end_all(group: Collectives, error: BaseException) -> None:
     """Say what happened here, then end every rank.
 
     Not collective: one rank ends all.
     """
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    is_site = isinstance(error, StorageError | JobDirectoryError)  # the words say all: no traceback
+    text = f"{type(error).__name__}: {error}\n" if is_site else "".join(lines)
     sys.stderr.write(f"{where_am_i(group)}: {text}")
     sys.stderr.flush()
     group.abort(error.exit_code if isinstance(error, HpcInferError) else EXIT_FAILED)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from hpcinfer import __version__
 from hpcinfer.comm.launcher import let_first_speak, read_launch
-from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError
+from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError, storage_error
 
 COMMANDS = ("run", "convert", "inspect", "status", "merge")
 
@@ -34,29 +34,36 @@ def build_parser(prog: str = "hpcinfer") -> argparse.ArgumentParser:
                                       epilog=f"example:\n  {module.EXAMPLE}",
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(command)
-        command.set_defaults(run=module.command)
+        command.set_defaults(run=module.command, parser=command)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(args.run(args))
     except PeerError as error:
         return error.exit_code
     except HpcInferError as error:
-        print(f"{type(error).__name__}: {_speaker()}{error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _say(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if refusal := storage_error(error):
+            return _say(refusal)
+        raise
 
 
-def _speaker() -> str:
-    """Rank, size and host, where a launcher has started several ranks."""
+def _say(error: HpcInferError) -> int:
+    """Print an error, with rank, size and host where a launcher has started several ranks."""
     launch = read_launch()
-    return f"rank {launch.rank}/{launch.size} on {socket.gethostname()}: " if launch.size > 1 else ""
+    who = f"rank {launch.rank}/{launch.size} on {socket.gethostname()}: " if launch.size > 1 else ""
+    print(f"{type(error).__name__}: {who}{error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ Works on any group with the `Collectives` protocol (`hpcinfer.comm.protocol`).
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcinfer.errors import EXIT_FAILED, ConfigError, PeerError
 
@@ -32,11 +33,18 @@ def settle(group: Collectives, error: Exception | None) -> None:
     if first is None:
         return
     if error is not None and group.rank == first:
-        raise error
-    code_text, _, message = verdicts[first].decode().partition(" ")
-    peer_error = PeerError(message, where=f"rank {first}/{group.size}")
-    peer_error.exit_code = int(code_text)
-    raise peer_error
+        agreed: Exception = error
+    else:
+        code_text, _, message = verdicts[first].decode().partition(" ")
+        agreed = PeerError(message, where=f"rank {first}/{group.size}")
+        agreed.exit_code = int(code_text)
+    agreed.__dict__["is_agreed"] = True
+    raise agreed
+
+
+def is_agreed(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it was made of, is known to have ended all ranks of its group."""
+    return error is not None and ("is_agreed" in error.__dict__ or is_agreed(error.__cause__))
 
 
 def on_all(group: Collectives, work: Callable[[], T]) -> T:
@@ -61,22 +69,25 @@ def on_root(group: Collectives, work: Callable[[], bytes]) -> bytes:
     return group.broadcast_bytes(on_all(group, work if group.rank == 0 else bytes))
 
 
-def same_everywhere(group: Collectives, value: str, what: str) -> None:
-    """Check that all ranks hold the same text.
+def same_everywhere(group: Collectives, values: Mapping[str, Any], what: str) -> None:
+    """Check that all ranks hold the same values.
 
     Collective over `group`.
 
     Raises:
-        ConfigError: on the lowest rank that differs from rank 0; PeerError on the others.
+        ConfigError: on the lowest rank that differs from rank 0, naming the keys; PeerError on the others.
     """
-    values = [item.decode() for item in group.all_gather_bytes(value.encode())]
+    own = json.dumps(values, sort_keys=True)
+    first = json.loads(group.all_gather_bytes(own.encode())[0])
+    mine = json.loads(own)
+    keys = [key for key in sorted({*first, *mine}) if first.get(key) != mine.get(key)]
     error = None
-    if value != values[0]:
+    if keys:
         error = ConfigError(
-            f"{what} differs: {value}",
-            expected=f"rank 0's: {values[0]}",
+            f"{what} differ between ranks: " + ", ".join(f"{key} is {mine.get(key)!r}" for key in keys),
+            expected="as on rank 0: " + ", ".join(f"{key} is {first.get(key)!r}" for key in keys),
             where=where_am_i(group),
-            hint="start ranks with the same software on nodes of one type",
+            hint="start all ranks with one command line, and the same software on nodes of one type",
         )
     settle(group, error)
 

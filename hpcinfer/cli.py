@@ -74,13 +74,20 @@ def _reader(field: "dataclasses.Field[Any]") -> Callable[[str], Any] | None:
     return read
 
 
-_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X"}
 
 
 def _plain_type(hint: Any) -> Callable[[str], Any]:
     if isinstance(hint, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    return hint if hint in (int, float) else str
+    return hint if hint in (int, float) else _text
+
+
+def _text(text: str) -> str:
+    """Refuse bytes that are no UTF-8: they could not be written into a manifest."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8")
+    return text
 
 
 def _value(value: Any) -> Any:

@@ -21,7 +21,9 @@ def option(default: Any, help: str, *flags: str, metavar: str | None = None, cho
 
 def parse_logit_bias(text: str) -> tuple[int, float]:
     """Read ID=BIAS."""
-    token_id, _, bias = text.partition("=")
+    token_id, equals, bias = text.partition("=")
+    if not equals or not token_id.isdigit():
+        raise ValueError("expected ID=BIAS, as 42=-1.5")
     return int(token_id), float(bias)
 
 
@@ -201,6 +203,8 @@ class JobOptions:
 
     input: str = option("", "prompts: JSONL (OpenAI batch, prompt or messages) or text, a prompt per line; .gz too",
                         metavar="FILE")
+    input_format: str = option("auto", "format of the input; auto looks at its name and at its first row",
+                               choices=("auto", "jsonl", "text"))
     output: str = option("", "completions, JSONL in input order; FILE.job/ beside it holds the job", metavar="FILE")
     seed: int = option(0, "seed of the whole job", metavar="N", parse=parse_seed)
     template_date: str | None = option(

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Convert, and say on the root what was made."""
     from hpcinfer.agree import on_all, where_am_i
-    from hpcinfer.comm.world import start_world
+    from hpcinfer.comm.world import end_together, start_world
     from hpcinfer.log import start_logging
     from hpcinfer.weights.conversion import convert
     from hpcinfer.weights.locate import find_model
@@ -36,7 +36,7 @@ def command(args: argparse.Namespace) -> int:
     group = start_world()
     start_logging(is_root=group.rank == 0, who=where_am_i(group))
     source = on_all(group, lambda: find_model(args.source))
-    convert(source, args.store, group, args.grains)
+    end_together(group, lambda: convert(source, args.store, group, args.grains))
     if group.rank == 0:
         store = Store.open(args.store)
         print(f"{args.store}: {store.config.architecture}, {store.grains} grains, {store.dtype}, digest {store.digest}")

@@ -5,6 +5,7 @@ HpcInferError
 │   ├── MeshError          the ranks do not form the mesh that was asked for
 │   ├── ModelError         a model that cannot be found, read or supported
 │   └── ManifestError      a job directory that belongs to another job
+├── StorageError           the file system refuses: full, over quota, read-only, not permitted
 ├── StoreError             a store that is damaged: names file, dataset and chunk
 ├── JobDirectoryError      a job directory that is damaged or cannot be written
 ├── RequestError           one row that cannot be served: becomes that row's error record
@@ -12,6 +13,9 @@ HpcInferError
 
 Every message has four parts: what was found, what was expected, where, and a hint.
 """
+
+import errno
+import os
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -31,6 +35,10 @@ class HpcInferError(Exception):
     def __str__(self) -> str:
         parts = (("expected", self.expected), ("where", self.where), ("hint", self.hint))
         return "\n".join([self.found, *(f"  {name}: {text}" for name, text in parts if text)])
+
+
+class StorageError(HpcInferError):
+    """The file system refuses: full, over quota, read-only, not permitted."""
 
 
 class ConfigError(HpcInferError):
@@ -69,3 +77,20 @@ class RequestError(HpcInferError):
 
 class PeerError(HpcInferError):
     """Another rank failed and has said why; this rank only ends."""
+
+
+_REFUSALS = {
+    errno.ENOSPC: "make room; the same command goes on",
+    errno.EDQUOT: "make room in your quota; the same command goes on",
+    errno.EROFS: "is the file system mounted read-only here?",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+}
+
+
+def storage_error(error: BaseException) -> StorageError | None:
+    """Turn an error of the system that is the site's and not ours into words; None for all others."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+        return None
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    return StorageError(os.strerror(error.errno), where=where, hint=_REFUSALS[error.errno])

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.agree import on_all, same_everywhere, where_am_i
+from hpcinfer.agree import on_all, on_root, same_everywhere, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
-from hpcinfer.comm.world import end_all, start_world
+from hpcinfer.comm.world import end_together, start_world
 from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
-from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, HpcInferError
+from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from hpcinfer.log import start_logging
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.report.metrics import Metrics
@@ -24,10 +24,13 @@ from hpcinfer.units import parse_bytes
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
     from hpcinfer.data.prepare import Preparer
+    from hpcinfer.data.sampling_defaults import SamplingDefaults
+    from hpcinfer.data.tokenizer import Tokenizer
     from hpcinfer.engine.replica import Replica
     from hpcinfer.kernels.protocol import Kernels
     from hpcinfer.recovery.job import Job
     from hpcinfer.recovery.merging import MergeReport
+    from hpcinfer.weights.locate import Located
     from hpcinfer.weights.reader import Store
 
 HELP = "turn a file of prompts into a file of completions"
@@ -45,6 +48,10 @@ class RunOptions:
     engine: EngineOptions
     job: JobOptions
     sampling: dict[str, Any]  # what the command line says, by field of SamplingParams
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name."""
+        return {name: value for section in dataclasses.asdict(self).values() for name, value in section.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,36 +74,44 @@ def command(args: argparse.Namespace) -> int:
     )
     world = start_world()
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
-    try:
-        return _run(world, options)
-    except (HpcInferError, SystemExit):
-        raise
-    except BaseException as error:
-        end_all(world, error)
-        return EXIT_FAILED
+    return end_together(world, lambda: _run(world, options))
 
 
 def _run(world: "Collectives", options: RunOptions) -> int:
     phases = Metrics()
     mesh = on_all(world, lambda: _check(world, options))
+    same_everywhere(world, options.flat(), "the options")
     setup = _set_up(world, mesh, options, phases)
-    from hpcinfer.recovery.merging import merge, read_complete
+    from hpcinfer.recovery.merging import merge
 
     paths = setup.job.paths
-    report = on_all(world, lambda: read_complete(paths))
+    report = _read_complete(world, setup.job)
     if report is not None:
         log.info("the job is complete: %d rows, %d errors", report.num_rows, report.num_failed)
-        if world.rank == 0:
-            print(paths.output, flush=True)
-        return _exit_code(report, options)
-    with phases.phase("load"):
-        replica = _load(world, mesh, options, setup)
-    with phases.phase("run"):
-        rank_report = _serve(world, mesh, options, setup, replica)
-    with phases.phase("merge"):
-        report = merge(paths, paths.output, world)
-    _report(world, options, setup, _RunFacts(mesh, replica, phases, report), rank_report)
-    return _exit_code(report, options)
+    else:
+        with phases.phase("load"):
+            replica = _load(world, mesh, options, setup)
+        with phases.phase("run"):
+            rank_report = _serve(world, mesh, options, setup, replica)
+        with phases.phase("merge"):
+            report = merge(paths, paths.output, world)
+        _report(world, options, setup, _RunFacts(mesh, replica, phases, report), rank_report)
+    if world.rank == 0:
+        print(paths.output, flush=True)
+    failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _read_complete(world: "Collectives", job: "Job") -> "MergeReport | None":
+    """Report of the merge, if the job is complete: read by the root, so that all ranks take one way. Collective."""
+    from hpcinfer.recovery.merging import MergeReport, read_complete
+
+    def read() -> bytes:
+        report = read_complete(job.paths)
+        return json.dumps(report).encode() if report else b""
+
+    data = on_root(world, read)
+    return MergeReport(*json.loads(data)) if data else None
 
 
 def _check(world: "Collectives", options: RunOptions) -> Mesh:
@@ -125,60 +140,79 @@ class _Setup:
     kernels: "Kernels"
     job: "Job"
     preparer: "Preparer"
-    max_model_len: int
 
 
 def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metrics) -> _Setup:
     """Find the model and the input, open the job directory. Collective over the world; fails everywhere or nowhere."""
     from hpcinfer.data.chat import ChatTemplate
     from hpcinfer.data.prepare import Preparer
-    from hpcinfer.data.sampling_defaults import read_generation_config, resolve_defaults
-    from hpcinfer.data.tokenizer import Tokenizer
-    from hpcinfer.engine.replica import check_model, resolve_dtype, resolve_max_model_len
+    from hpcinfer.data.versions import profile as data_profile
+    from hpcinfer.engine.replica import resolve_dtype
     from hpcinfer.kernels import create_kernels
     from hpcinfer.recovery.job import find_input, open_job
+    from hpcinfer.recovery.layout import JobPaths
+    from hpcinfer.weights.locate import ensure_store, locate_model
+    from hpcinfer.weights.reader import Store
 
     with phases.phase("input"):
         source = find_input(options.job, world)
     with phases.phase("model"):
-        store = _open_store(world, options)
-        max_model_len = on_all(world, lambda: resolve_max_model_len(store.config, options.model.max_model_len))
-        on_all(world, lambda: check_model(store, mesh))
-        kernels = on_all(world, lambda: create_kernels(device="cpu"))
-        tokenizer = on_all(world, lambda: Tokenizer(store.tokenizer_files))
-    config = on_all(world, lambda: read_generation_config(store.tokenizer_files))
-    defaults = on_all(world, lambda: resolve_defaults(options.sampling, config))
-    profile = {**kernels.profile(), "dtype": resolve_dtype(options.model.dtype), "tokenizer": tokenizer.version}
-    same_everywhere(world, json.dumps(profile, sort_keys=True), "the numerics profile")
+        fallback = JobPaths(Path(options.job.output)).root / "store"
+        located = locate_model(options.model.model, options.model.cache_dir, world, fallback)
+        checked = on_all(world, lambda: _check_model(located, mesh, options))
+        kernels = on_all(world, lambda: create_kernels(device=options.model.device))
+        store_path = ensure_store(located, world)
+        store = on_all(world, lambda: Store.open(store_path))
+    profile = {**kernels.profile(), **data_profile(), "dtype": resolve_dtype(options.model.dtype)}
+    same_everywhere(world, profile, "the numerics profiles")
     manifest = {
-        "model": {"digest": store.digest, "max_model_len": max_model_len},
-        "sampling": dataclasses.asdict(defaults.values),
+        "model": {"digest": store.digest, "max_model_len": checked.max_model_len},
+        "sampling": dataclasses.asdict(checked.defaults.values),
         "numerics": profile,
-        "informative": {"model": options.model.model, "input": options.job.input, "origins": defaults.origins},
+        "informative": {"model": options.model.model, "origins": checked.defaults.origins},
     }
     with phases.phase("index"):
         job = open_job(options.job, source, manifest, world)
+    tokenizer = checked.tokenizer
     template = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, job.template_date)
-    preparer = Preparer(tokenizer, template, defaults, max_model_len, store.config.vocab_size, job.kind)
-    return _Setup(store, kernels, job, preparer, max_model_len)
+    preparer = Preparer(
+        tokenizer, template, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
+    )
+    return _Setup(store, kernels, job, preparer)
 
 
-def _open_store(world: "Collectives", options: RunOptions) -> "Store":
-    """Find the store of the model, converting a folder once. Collective over the world."""
-    from hpcinfer.recovery.layout import JobPaths
-    from hpcinfer.weights.locate import resolve_model
-    from hpcinfer.weights.reader import Store
+@dataclass(frozen=True)
+class _CheckedModel:
+    """What the options come to with this model."""
 
-    fallback = JobPaths(Path(options.job.output)).root / "store"
-    path = resolve_model(options.model.model, options.model.cache_dir, world, fallback)
-    return on_all(world, lambda: Store.open(path))
+    max_model_len: int
+    tokenizer: "Tokenizer"
+    defaults: "SamplingDefaults"
+
+
+def _check_model(located: "Located", mesh: Mesh, options: RunOptions) -> _CheckedModel:
+    """Check all options against the model, before anything is converted."""
+    from hpcinfer.data.prepare import check_defaults
+    from hpcinfer.data.sampling_defaults import read_generation_config, resolve_defaults
+    from hpcinfer.data.tokenizer import Tokenizer
+    from hpcinfer.engine.replica import resolve_max_model_len
+    from hpcinfer.model.shard import shard_plan
+    from hpcinfer.weights.locate import preview
+
+    model = preview(located)
+    shard_plan(model.config, model.grains, mesh, mesh.coord(0))
+    defaults = resolve_defaults(options.sampling, read_generation_config(model.tokenizer_files))
+    check_defaults(defaults, model.config.vocab_size)
+    max_model_len = resolve_max_model_len(model.config, options.model.max_model_len)
+    return _CheckedModel(max_model_len, Tokenizer(model.tokenizer_files), defaults)
 
 
 def _load(world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Replica":
     """Load the weights. Collective over the world; fails everywhere or nowhere."""
     from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_dtype
 
-    wanted = ReplicaOptions(options.engine, resolve_dtype(options.model.dtype), setup.max_model_len, options.job.seed)
+    dtype, max_model_len = resolve_dtype(options.model.dtype), setup.preparer.max_model_len
+    wanted = ReplicaOptions(options.engine, dtype, max_model_len, options.job.seed)
     replica = build_replica(world, mesh, setup.store, setup.kernels, wanted)
     setup.store.close()
     return replica
@@ -194,18 +228,14 @@ def _serve(
     """
     from hpcinfer.recovery.serve import Serving, serve_follower, serve_leader
 
-    try:
-        if replica.is_leader:
-            name = f"hpcinfer-{setup.store.digest[:12]}"
-            serving = Serving(setup.job, setup.preparer, replica, name, options.job.lease_timeout)
-            report = serve_leader(world, serving, mesh.dp)
-        else:
-            report = serve_follower(replica)
-        world.barrier()
-        return report
-    except BaseException as error:
-        end_all(world, error)
-        raise
+    if replica.is_leader:
+        name = f"hpcinfer-{setup.store.digest[:12]}"
+        serving = Serving(setup.job, setup.preparer, replica, name, options.job.lease_timeout)
+        report = serve_leader(world, serving, mesh.dp)
+    else:
+        report = serve_follower(replica)
+    world.barrier()
+    return report
 
 
 @dataclass(frozen=True)
@@ -229,6 +259,7 @@ def _report(
     run = {
         "mesh": str(facts.mesh),
         "world_size": world.size,
+        "input_kind": setup.job.kind,
         "num_rows": facts.merged.num_rows,
         "num_failed": facts.merged.num_failed,
         "kv_cache_bytes": facts.replica.kv_cache_bytes,
@@ -241,12 +272,6 @@ def _report(
     write_report(setup.job.paths.root, {"run": run, "ranks": ranks})
     for line in summary_lines(run, ranks):
         log.info("%s", line)
-    print(setup.job.paths.output, flush=True)
-
-
-def _exit_code(report: "MergeReport", options: RunOptions) -> int:
-    failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
-    return EXIT_FAILED if failed else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -64,14 +64,15 @@ def test_root_s_failure_is_everybody_s():
 
 
 def test_first_rank_that_differs_is_named_with_both_values():
-    results = run_ranks(4, lambda group: same_everywhere(group, "ab"[group.rank >= 2], "the profile"))
+    results = run_ranks(4, lambda group: same_everywhere(group, {"same": 1, "x": "ab"[group.rank >= 2]}, "profiles"))
     assert [type(result) for result in results] == [PeerError, PeerError, ConfigError, PeerError]
-    assert "the profile differs: b" in str(results[2]) and "rank 0's: a" in str(results[2])
+    assert "profiles differ between ranks: x is 'b'" in str(results[2]) and "as on rank 0: x is 'a'" in str(results[2])
+    assert "same" not in str(results[2]).replace("the same", "")
     assert "rank 2/4 on " in results[2].where
 
 
 def test_one_rank_agrees_with_itself():
-    same_everywhere(SerialGroup(), "anything", "the profile")
+    same_everywhere(SerialGroup(), {"any": "thing"}, "profiles")
     assert on_root(SerialGroup(), lambda: b"x") == b"x"
     with pytest.raises(ZeroDivisionError):
         on_all(SerialGroup(), lambda: 1 // 0)

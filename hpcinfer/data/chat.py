@@ -1,17 +1,18 @@
 """Chat templates: Jinja programs from a model, run in a sandbox with plain data and a pinned date."""
 
 import datetime
-import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import meta
+from jinja2.exceptions import SecurityError
 
+from hpcinfer.data.sandbox import Sandbox, TemplateRefusal
 from hpcinfer.errors import RequestError
+
+log = logging.getLogger(__name__)
 
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
 _END_TAG = "HPCINFER_END_OF_FINAL_MESSAGE "  # the space tells whether a template strips its messages
@@ -20,23 +21,33 @@ _END_TAG = "HPCINFER_END_OF_FINAL_MESSAGE "  # the space tells whether a templat
 class ChatTemplate:
     """Turns messages into the text of a prompt, as Hugging Face's apply_chat_template does."""
 
-    def __init__(self, source: str | None, bos_token: str | None, eos_token: str | None, date: datetime.date) -> None:
+    def __init__(self, source: Any, bos_token: str | None, eos_token: str | None, date: datetime.date) -> None:
         """Compile a template; what is wrong with it is the error of the rows that need it.
 
         Args:
+            source: as the model has it; None if it has none.
             date: the day that the template sees as today.
         """
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        environment = _environment(date)
         self._template: jinja2.Template | None = None
         self._problem = "the model has no chat template"
         self._variables: frozenset[str] = frozenset()
         if source is not None:
-            try:
-                self._variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
-                self._template = environment.from_string(source)
-            except (jinja2.TemplateError, RecursionError) as error:
-                self._problem = f"the model's chat template does not compile: {error}"
+            self._compile(source, Sandbox(date))
+
+    def _compile(self, source: Any, sandbox: Sandbox) -> None:
+        if not isinstance(source, str) or not _is_unicode(source):
+            self._problem = "the model's chat template is no text in UTF-8"
+            return
+        try:
+            tree = sandbox.parse_source(source)
+            self._variables = frozenset(meta.find_undeclared_variables(tree))
+            self._template = sandbox.from_string(tree)
+        except jinja2.TemplateSyntaxError as error:
+            self._problem = f"the model's chat template does not compile: line {error.lineno}"
+        except Exception as error:  # Jinja compiles to Python, which has limits of its own
+            log.debug("chat template: %s", error)
+            self._problem = "the model's chat template does not compile"
 
     def render(self, messages: Sequence[dict[str, str]], /, *, add_generation_prompt: bool = True,
                continue_final_message: bool = False, **extra: Any) -> str:  # fmt: skip
@@ -72,42 +83,30 @@ class ChatTemplate:
         own = {"messages": [dict(message) for message in messages], "tools": None, "documents": None,
                "add_generation_prompt": add_generation_prompt, **self._tokens}  # fmt: skip
         try:
-            return self._template.render({**extra, **own})
+            text = self._template.render({**extra, **own})
         except Exception as error:  # a template is a program: anything may go wrong inside it
-            raise RequestError("template_error", f"chat template: {error}", param="messages") from None
+            log.debug("chat template: %s: %s", type(error).__name__, error)
+            raise RequestError("template_error", f"chat template: {_explain(error)}", param="messages") from None
+        if not _is_unicode(text):
+            raise RequestError("template_error", "chat template: it writes half a character", param="messages")
+        return text
 
 
-class _Generation(Extension):
-    """The {% generation %} block of training templates: its body, as it is."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment(date: datetime.date) -> ImmutableSandboxedEnvironment:
-    """Make Jinja's sandbox: nothing in it leads outside, ranges end at 100,000, and nothing is random."""
-    extensions: list[type[Extension]] = [_Generation, loopcontrols]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    del environment.filters["random"], environment.globals["lipsum"]
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _strftime(date)
-    return environment
+def _explain(error: Exception) -> str:
+    """Say what went wrong in words that no version of Jinja or Python changes."""
+    if isinstance(error, TemplateRefusal):
+        return str(error).encode("utf-8", "replace").decode()
+    if isinstance(error, jinja2.UndefinedError):
+        return "it uses a value that is not defined"
+    if isinstance(error, SecurityError):
+        return "it does what its sandbox forbids"
+    return "it fails while it runs"
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:  # fmt: skip
-    """Write JSON without Jinja's HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime(date: datetime.date) -> Callable[[str], str]:
-    """Make a clock that stands still at midnight of a day."""
-    return datetime.datetime.combine(date, datetime.time()).strftime
+def _is_unicode(text: str) -> bool:
+    """Whether a string has no half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from hpcinfer.data.chat import ChatTemplate
 from hpcinfer.data.request import Prepared, RowRequest, parse_row
 from hpcinfer.data.sampling_defaults import SamplingDefaults, sampling_for
 from hpcinfer.data.tokenizer import Tokenizer
-from hpcinfer.errors import RequestError
+from hpcinfer.errors import ConfigError, RequestError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Preparer:
         """
         request = parse_row(row, line, self.kind)
         sampling = sampling_for(request, self.defaults)
-        self._check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias])
-        self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        _check_sampling(sampling, self.vocab_size)
         prompt_ids = self._prompt_ids(request)
         return Prepared(request, np.array(prompt_ids, dtype=np.int64), self._fit(sampling, len(prompt_ids)))
 
@@ -46,19 +45,20 @@ class Preparer:
             ids = list(request.prompt_token_ids)
         elif request.messages is not None:
             text = self.template.render(request.messages, **request.template_options)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = self._encode(text, add_special_tokens=False)
         else:
-            ids = self.tokenizer.encode(request.prompt or "", add_special_tokens=True)
+            ids = self._encode(request.prompt or "", add_special_tokens=True)
         name = "messages" if request.endpoint == "chat" else "prompt"
         if not ids:
             raise RequestError("empty_prompt", f"{name}: no tokens, and none that the model begins with", param=name)
-        self._check_ids(name, ids)
+        _check_ids(name, ids, self.vocab_size)
         return ids
 
-    def _check_ids(self, name: str, ids: list[int] | tuple[int, ...]) -> None:
-        if ids and max(ids) >= self.vocab_size:
-            message = f"{name}: token id {max(ids)}, expected less than the vocabulary of {self.vocab_size}"
-            raise RequestError("invalid_value", message, param=name)
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except Exception:  # tokenizers raises plain Exception, as for a text outside a vocabulary without <unk>
+            raise RequestError("tokenizer_error", "the model's tokenizer cannot encode this text") from None
 
     def _fit(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
         """Lower max_tokens to the room behind the prompt, of at least one token (none if only the prompt is scored)."""
@@ -68,3 +68,29 @@ class Preparer:
             raise RequestError("prompt_too_long", message, param="prompt")
         max_tokens = min(sampling.max_tokens, room)
         return dataclasses.replace(sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))
+
+
+def check_defaults(defaults: SamplingDefaults, vocab_size: int) -> None:
+    """Check the token ids of the job's own sampling values.
+
+    Raises:
+        ConfigError: an id outside the vocabulary, which would make an error of every row.
+    """
+    try:
+        _check_sampling(defaults.values, vocab_size)
+    except RequestError as error:
+        raise ConfigError(
+            error.found, expected=f"token ids from 0 to {vocab_size - 1}", where=defaults.origins[error.param],
+            hint="tokenizer.json of the model lists its token ids",
+        ) from None  # fmt: skip
+
+
+def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], vocab_size)
+    _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
+
+
+def _check_ids(name: str, ids: list[int] | tuple[int, ...], vocab_size: int) -> None:
+    if ids and max(ids) >= vocab_size:
+        message = f"{name}: token id {max(ids)} is not in the vocabulary of {vocab_size}"
+        raise RequestError("invalid_value", message, param=name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcinfer.config import SamplingParams
 from hpcinfer.data.fields import LABELS, SAMPLING_FIELDS, TEMPLATE_FIELDS, refuse_field, string, token_ids, wrong_type
+from hpcinfer.data.rows import MAX_ROW_BYTES
 from hpcinfer.data.strict_json import decode_line, parse_object
 from hpcinfer.errors import RequestError
 
@@ -50,6 +51,8 @@ def parse_row(row: int, line: bytes, kind: str) -> RowRequest:
     Raises:
         RequestError: anything that cannot be served as it is written, named.
     """
+    if len(line) > MAX_ROW_BYTES:
+        raise RequestError("row_too_long", f"the row has more than {MAX_ROW_BYTES} bytes")
     if kind == "text":
         return RowRequest(row, "completions", "text", prompt=decode_line(line))
     values = parse_object(line)

@@ -70,17 +70,15 @@ class Tokenizer:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     @cached_property
-    def chat_template(self) -> str | None:
-        """Source of the chat template; of several, the one named default."""
-        try:
-            if "chat_template.jinja" in self._files:
-                return self._files["chat_template.jinja"].decode()
-            source = self._config.get("chat_template")
-            if isinstance(source, list):
-                source = {item["name"]: item["template"] for item in source}.get("default")
-        except (UnicodeDecodeError, LookupError, TypeError):
-            raise ModelError("the chat template is malformed", expected="Jinja source, or a list of them") from None
-        return source
+    def chat_template(self) -> Any:
+        """Source of the chat template as it stands (ChatTemplate checks it); of several, the one named default."""
+        if "chat_template.jinja" in self._files:
+            return self._files["chat_template.jinja"].decode(errors="surrogateescape")
+        source = self._config.get("chat_template")
+        if not isinstance(source, list):
+            return source
+        several = [item for item in source if isinstance(item, dict) and item.get("name") == "default"]
+        return several[-1].get("template") if several else None
 
     @cached_property
     def _bos_prefix(self) -> list[int]:
@@ -97,8 +95,10 @@ class Tokenizer:
 
     def _named_token(self, name: str) -> str | None:
         value = self._config.get(name)
-        return value.get("content") if isinstance(value, dict) else value
-
+        content = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(content, str | None):
+            raise ModelError(f"the tokenizer's {name} is no text", expected="a string, or an object with content")
+        return content
 
 
 def _load(content: bytes) -> tokenizers.Tokenizer:

@@ -6,7 +6,8 @@ Ranks of a replica are numbered stage by stage, tp innermost; rank 0 is the lead
 from collections import deque
 from dataclasses import dataclass
 
-from hpcinfer.comm.protocol import Collectives, Pending
+from hpcinfer.comm.outbox import Outbox
+from hpcinfer.comm.protocol import Collectives
 from hpcinfer.kernels.protocol import Array
 
 _TAG_HIDDEN, _TAG_RESULTS, _TAG_RECORD = 11, 12, 13
@@ -47,7 +48,7 @@ class Pipeline:
 
     def __init__(self, replica: Collectives, place: Place) -> None:
         self.replica, self.place = replica, place
-        self._sent: deque[Pending] = deque()
+        self._sent = Outbox()
         self._own_results: deque[bytes] = deque()
 
     def receive_hidden(self, buffer: Array) -> None:
@@ -56,14 +57,14 @@ class Pipeline:
 
     def send_hidden(self, hidden: Array) -> None:
         """Start sending hidden states to the same tp rank of the next stage."""
-        self._keep(self.replica.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
+        self._sent.keep(self.replica.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
 
     def send_results(self, data: bytes) -> None:
         """Start sending what was sampled to the leader."""
         if self.place.is_leader:
             self._own_results.append(data)
         else:
-            self._keep(self.replica.send_bytes(data, 0, _TAG_RESULTS))
+            self._sent.keep(self.replica.send_bytes(data, 0, _TAG_RESULTS))
 
     def receive_results(self) -> bytes:
         """Wait for what was sampled from the oldest batch. On the leader."""
@@ -74,7 +75,7 @@ class Pipeline:
     def send_record(self, data: bytes) -> None:
         """Start sending the step record to all others. On the leader."""
         for peer in range(1, self.replica.size):
-            self._keep(self.replica.send_bytes(data, peer, _TAG_RECORD))
+            self._sent.keep(self.replica.send_bytes(data, peer, _TAG_RECORD))
 
     def receive_record(self) -> bytes:
         """Wait for the step record. On all but the leader."""
@@ -82,10 +83,4 @@ class Pipeline:
 
     def flush(self) -> None:
         """Wait until all that was sent has left."""
-        while self._sent:
-            self._sent.popleft().wait()
-
-    def _keep(self, pending: Pending) -> None:
-        while self._sent and self._sent[0].test():
-            self._sent.popleft()
-        self._sent.append(pending)
+        self._sent.flush()

@@ -80,15 +80,6 @@ def resolve_dtype(wanted: str) -> str:
     return "float32" if wanted == "auto" else wanted
 
 
-def check_model(store: WeightSource, mesh: Mesh) -> None:
-    """Check that the model can be cut for the mesh.
-
-    Raises:
-        MeshError: more stages than layers, or more tp ranks than grains.
-    """
-    shard_plan(store.config, store.grains, mesh, mesh.coord(0))
-
-
 def build_replica(
     world: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions
 ) -> Replica:
@@ -128,7 +119,14 @@ def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> i
     per_sequence = -(-options.max_model_len // engine.block_size)
     useful = per_sequence * engine.max_num_seqs * mesh.pp
     if engine.kv_cache_memory is not None:
-        return parse_bytes(engine.kv_cache_memory) // max(1, block_bytes)
+        wanted, free = parse_bytes(engine.kv_cache_memory), _free_memory()
+        if wanted > free:
+            raise ConfigError(
+                f"--kv-cache-memory {engine.kv_cache_memory}, of {format_bytes(free)} free per rank",
+                expected="no more than there is",
+                hint="it counts for each rank; leave it out for a share of what is free",
+            )
+        return wanted // max(1, block_bytes)
     if block_bytes:
         return min(useful, int(_FREE_SHARE * _free_memory()) // block_bytes)
     return useful

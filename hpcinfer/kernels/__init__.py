@@ -14,7 +14,7 @@ def create_kernels(name: str = "reference", device: str = "cpu", threads: int = 
     """
     if name not in KERNEL_SETS:
         raise ConfigError(f"kernels {name!r}", expected=f"one of {', '.join(KERNEL_SETS)}")
-    if device != "cpu":
+    if device not in ("auto", "cpu"):
         raise ConfigError(f"device {device!r}", expected="cpu", hint="the reference kernels run on CPUs only")
     from hpcinfer.kernels.reference import ReferenceKernels
 

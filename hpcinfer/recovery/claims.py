@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcinfer.recovery.durable import publish_bytes
+from hpcinfer.recovery.durable import list_names, publish_bytes
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.leases import Lease, LeaseObserver
@@ -89,16 +89,6 @@ class Claimer:
             self.refresh()
         return not self._remaining.any()
 
-    def others_alive(self) -> bool:
-        """Whether unfinished blocks are in the hands of another living job: then it pays to wait. Not collective."""
-        blocks = np.flatnonzero((self._remaining > 0) & (self._generations > 0))
-        owners = sorted({self._owner(int(block)) for block in blocks} - {self._lease.name})
-        return any(self._observer.is_alive(owner) for owner in owners)
-
-    def release(self, block: int) -> None:
-        """Give back a block of ours that nobody works on any more; we may claim it again. Not collective."""
-        self._takeable.append(block)
-
     @property
     def num_done(self) -> int:
         """Rows that need no more work, as of the last refresh."""
@@ -167,8 +157,8 @@ class Claimer:
         return is_ours
 
     def _list_shard(self, shard: Path) -> None:
-        for item in shard.iterdir():
-            if match := _CLAIM_NAME.fullmatch(item.name):
+        for name in list_names(shard):
+            if match := _CLAIM_NAME.fullmatch(name):
                 block, generation = int(match[1]), int(match[2])
                 if block < len(self._generations):
                     self._generations[block] = max(self._generations[block], generation)

@@ -1,5 +1,6 @@
 """Lines out of the parts into their places in the output: sequential reads, one sequential write."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -10,12 +11,17 @@ import numpy as np
 from hpcinfer.errors import JobDirectoryError
 from hpcinfer.recovery.durable import write_all
 from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.sidecar import void_lines
 from hpcinfer.recovery.winners import Winners
+
+log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 20  # of the output, put together in memory
 _CHUNK_ROWS = 1 << 20  # bounds the bookkeeping where lines are short
 _WINDOW_BYTES = 8 << 20  # of a part, read at once
 _GAP_BYTES = 64 << 10  # reading over so many bytes costs less than another request
+
+Damaged = dict[str, list[int]]  # offsets of damaged lines, by part
 
 
 def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> None:
@@ -24,17 +30,21 @@ def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> 
     Not collective.
 
     Raises:
-        JobDirectoryError: a line whose checksum is wrong.
+        JobDirectoryError: lines whose checksums are wrong. They count no more, so that the next start computes their
+            rows again.
     """
+    damaged: Damaged = {}
     descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
     try:
         for rows in _chunks(winners.entries["length"]):
-            data = _gather(paths, winners, rows)
+            data = _gather(paths, winners, rows, damaged)
             write_all(descriptor, data, offset)
             offset += len(data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    if damaged:
+        raise _give_up(paths, damaged)
 
 
 def _chunks(lengths: np.ndarray) -> Iterator[slice]:
@@ -47,7 +57,7 @@ def _chunks(lengths: np.ndarray) -> Iterator[slice]:
         start += count
 
 
-def _gather(paths: JobPaths, winners: Winners, rows: slice) -> bytearray:
+def _gather(paths: JobPaths, winners: Winners, rows: slice, damaged: Damaged) -> bytearray:
     """Put the lines of some consecutive rows together, part by part."""
     entries, part_ids = winners.entries[rows], winners.part_ids[rows]
     ends = np.cumsum(entries["length"], dtype=np.int64)
@@ -57,8 +67,10 @@ def _gather(paths: JobPaths, winners: Winners, rows: slice) -> bytearray:
     by_place = by_place[entries["length"][by_place] > 0]
     for run in _runs(part_ids[by_place]):
         picks = by_place[run]
-        path = paths.part_data(winners.parts[int(part_ids[picks[0]])])
-        _copy_part(path, entries[picks], starts[picks], target)
+        part = winners.parts[int(part_ids[picks[0]])]
+        offsets = _copy_part(paths.part_data(part), entries[picks], starts[picks], target)
+        if offsets:
+            damaged.setdefault(part, []).extend(offsets)
     return target
 
 
@@ -69,8 +81,9 @@ def _runs(values: np.ndarray) -> Iterator[slice]:
     yield from (slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False))
 
 
-def _copy_part(path: Path, entries: np.ndarray, starts: np.ndarray, target: bytearray) -> None:
-    """Copy lines of one part, given in order of their offsets."""
+def _copy_part(path: Path, entries: np.ndarray, starts: np.ndarray, target: bytearray) -> list[int]:
+    """Copy lines of one part, given in order of their offsets; returns the offsets of damaged ones."""
+    damaged = []
     offsets = entries["offset"].astype(np.int64)
     ends = offsets + entries["length"]
     is_far = offsets[1:] - ends[:-1] > _GAP_BYTES
@@ -83,9 +96,11 @@ def _copy_part(path: Path, entries: np.ndarray, starts: np.ndarray, target: byte
                          starts[run].tolist(), strict=True)
             for offset, length, crc, start in places:
                 line = data[offset:offset + length]
-                if zlib.crc32(line) != crc:
-                    raise _damaged(path, base + offset)
-                target[start:start + length] = line
+                if len(line) == length and zlib.crc32(line) == crc:
+                    target[start:start + length] = line
+                else:
+                    damaged.append(base + offset)
+    return damaged
 
 
 def _read(descriptor: int, offset: int, size_bytes: int) -> bytes:
@@ -96,6 +111,14 @@ def _read(descriptor: int, offset: int, size_bytes: int) -> bytes:
     return b"".join(pieces) if len(pieces) != 1 else pieces[0]
 
 
-def _damaged(path: Path, offset: int) -> JobDirectoryError:
-    return JobDirectoryError(f"the line at byte {offset} is not what was written", where=str(path),
-                             hint="move this file and its sidecar away and run the job again for its rows")
+def _give_up(paths: JobPaths, damaged: Damaged) -> JobDirectoryError:
+    """Record damaged lines, and say so."""
+    for part, offsets in damaged.items():
+        try:
+            void_lines(paths, part, offsets)
+        except OSError as error:  # who may only read: the job's own merge will find the same lines
+            log.warning("cannot note that %d lines of %s are damaged: %s", len(offsets), part, error)
+    part, offsets = next(iter(damaged.items()))
+    return JobDirectoryError(f"{sum(map(len, damaged.values()))} finished lines are not what was written",
+                             where=f"{paths.part_data(part)}, byte {offsets[0]}",
+                             hint="start the same command again: it computes their rows anew")

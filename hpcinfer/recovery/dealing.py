@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from hpcinfer.comm.outbox import Outbox
 from hpcinfer.recovery.claims import Claim, Claimer
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ class Dealer:
     def __init__(self, world: Collectives, claims: ClaimAhead, num_leaders: int) -> None:
         self._world, self.claims, self._num_left = world, claims, num_leaders
         self._wanting: deque[int] = deque()
+        self._sent = Outbox()
 
     def serve(self) -> None:
         """Answer those who wait, as far as there are blocks. Not collective."""
         while (message := self._world.probe_bytes(_TAG_WANT)) is not None:
             self._wanting.append(message[0])
         while self._wanting and (deal := self._next()) is not None:
-            self._world.send_bytes(deal.to_bytes(), self._wanting.popleft(), _TAG_DEAL)
+            self._sent.keep(self._world.send_bytes(deal.to_bytes(), self._wanting.popleft(), _TAG_DEAL))
             self._num_left -= deal.is_end
 
     def close(self) -> None:
@@ -116,6 +118,7 @@ class Dealer:
         while self._num_left > 0:
             self.serve()
             time.sleep(0.01)
+        self._sent.flush()
         self.claims.close()
 
     def _next(self) -> Deal | None:
@@ -130,13 +133,14 @@ class DealClient:
 
     def __init__(self, world: Collectives, claimant: int = 0) -> None:
         self._world, self._claimant = world, claimant
+        self._sent = Outbox()
         self._has_asked = False
         self.is_ended = False
 
     def ask(self) -> None:
         """Ask for a block unless one is on its way. Not collective."""
         if not self._has_asked and not self.is_ended:
-            self._world.send_bytes(b"", self._claimant, _TAG_WANT)
+            self._sent.keep(self._world.send_bytes(b"", self._claimant, _TAG_WANT))
             self._has_asked = True
 
     def poll(self) -> Deal | None:

@@ -32,12 +32,18 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
 
 
 def write_new(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file that must not exist yet; with `sync` it is durable on return, its name not yet."""
+    """Write a file that must not exist yet; with `sync` it is durable on return, its name not yet.
+
+    Nothing is left of a file that cannot be written.
+    """
     descriptor = create(path)
     try:
         write_all(descriptor, data)
         if sync:
             os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
 
@@ -105,9 +111,27 @@ def remove_abandoned(path: Path) -> None:
     probe = temporary_path(path)
     write_new(probe, b"", sync=False)
     now = probe.stat().st_mtime
+    probe.unlink()
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
-        try:
-            if leftover == probe or now - leftover.stat().st_mtime > _ABANDONED_S:
-                leftover.unlink()
-        except FileNotFoundError:
-            continue
+        _remove_old(leftover, now)
+
+
+def list_names(directory: Path) -> list[str]:
+    """List what has its name in a directory; temporary files that killed jobs left there are deleted.
+
+    They are old if the directory has changed for long after them: again, both times are the file system's.
+    """
+    names = os.listdir(directory)
+    leftovers = [name for name in names if name.startswith(".") and name.endswith(_SUFFIX)]
+    now = directory.stat().st_mtime if leftovers else 0.0
+    for name in leftovers:
+        _remove_old(directory / name, now)
+    return [name for name in names if not name.startswith(".")]
+
+
+def _remove_old(leftover: Path, now: float) -> None:
+    try:
+        if now - leftover.stat().st_mtime > _ABANDONED_S:
+            leftover.unlink()
+    except FileNotFoundError:
+        pass  # another job was faster, or it has its name now

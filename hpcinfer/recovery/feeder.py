@@ -3,6 +3,7 @@
 A row that cannot be served becomes its error record here and never reaches the engine.
 """
 
+import logging
 import os
 import time
 from collections import Counter, deque
@@ -20,7 +21,10 @@ from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.scan import content_hash
 from hpcinfer.report.progress import Progress
 
+log = logging.getLogger(__name__)
+
 _IDLE_S = 0.01
+_BLOCK_FLUSH_S = 1.0  # a finished block is made durable, small ones together
 
 
 @dataclass
@@ -29,6 +33,8 @@ class RowCounts:
 
     finish_reasons: Counter[str] = field(default_factory=Counter)  # by choice
     errors: Counter[str] = field(default_factory=Counter)  # by code
+    examples: dict[str, str] = field(default_factory=dict)  # by code: the first row and its message
+    cut_by_default: int = 0  # choices that ended at a max_tokens that their row did not ask for
     rows: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -67,6 +73,20 @@ class RowSource:
             )
         return line
 
+    def prepare(self, row: int, line: bytes) -> Prepared:
+        """Prepare one row; a bug of ours costs that row, not the job.
+
+        Raises:
+            RequestError: a row that cannot be served.
+        """
+        try:
+            return self.preparer.prepare(row, line)
+        except RequestError:
+            raise
+        except Exception as error:
+            log.exception("row %d: this is a bug of hpcinfer; the row becomes an error record", row)
+            raise RequestError("internal_error", f"{type(error).__name__} while the row was prepared") from error
+
 
 class Feeder:
     """Frontend of one replica over the job directory."""
@@ -99,6 +119,8 @@ class Feeder:
         preparer, name = self._source.preparer, prepared.request.model or self._source.model_name
         line = completion_record(prepared, choices, name, preparer.tokenizer)
         self.counts.finish_reasons.update(choice.finish_reason for choice in choices)
+        if "max_tokens" not in prepared.request.options:
+            self.counts.cut_by_default += sum(choice.finish_reason == "length" for choice in choices)
         self.counts.prompt_tokens += len(prepared.prompt_ids)
         self.counts.output_tokens += sum(len(choice.token_ids) for choice in choices)
         self._append(row, deal, line, is_error=False)
@@ -120,7 +142,7 @@ class Feeder:
 
     def _turn(self, wanted: int) -> None:
         self._writer.maybe_flush()
-        if len(self._backlog) <= wanted:
+        if len(self._backlog) <= wanted:  # also when nothing is wanted yet: a block ahead of need
             self._client.ask()
         if self._dealer is not None and self._progress is not None:
             self._dealer.serve()
@@ -133,9 +155,10 @@ class Feeder:
     def _prepare(self, row: int, deal: Deal) -> Request | None:
         line = self._source.read(row)
         try:
-            prepared = self._source.preparer.prepare(row, line)
+            prepared = self._source.prepare(row, line)
         except RequestError as error:
             self.counts.errors[error.code] += 1
+            self.counts.examples.setdefault(error.code, f"row {row}: {error.found}")
             self._append(row, deal, error_record(row, line, error, self._source.preparer.kind), is_error=True)
             return None
         self._open[row] = _Open(prepared, deal)
@@ -147,4 +170,4 @@ class Feeder:
         self._num_left[deal.block] -= 1
         if self._num_left[deal.block] == 0:
             del self._num_left[deal.block]
-            self._writer.flush()
+            self._writer.maybe_flush(interval_s=_BLOCK_FLUSH_S)

@@ -121,12 +121,17 @@ def _build(paths: JobPaths, input_file: Path, kind: str, input_bytes: int, group
     columns = list(on_all(group, lambda: scan(input_file, share.start, share.stop, kind)))
     counts = [int(count) for count in group.all_gather_bytes(str(len(columns[0])).encode())]
     on_all(group, lambda: _check_rows(sum(counts), input_file))
-    if group.rank == 0:
-        _write(paths, columns, counts, input_bytes, group)
-    else:
+    whole = on_all(group, lambda: _allocate(sum(counts)) if group.rank == 0 else None)
+    if whole is None:
         for column in columns:
             group.send_bytes(column.tobytes(), 0, _TAG).wait()
-    group.barrier()
+    else:
+        _collect(whole, columns, counts, group)
+    on_all(group, lambda: _write(paths, whole, input_bytes) if whole else None)
+
+
+def _allocate(num_rows: int) -> RowScan:
+    return RowScan(**{name: np.empty(num_rows, type_) for name, type_ in COLUMN_TYPES.items()})
 
 
 def _check_rows(num_rows: int, input_file: Path) -> None:
@@ -134,18 +139,16 @@ def _check_rows(num_rows: int, input_file: Path) -> None:
         raise ConfigError("the input has only blank lines", expected="at least one prompt", where=str(input_file))
 
 
-def _write(paths: JobPaths, columns: list[np.ndarray], counts: list[int], input_bytes: int,
-           group: Collectives) -> None:
-    """Write a new index out of the columns of all ranks, and publish it. `columns` is empty afterwards."""
+def _write(paths: JobPaths, columns: RowScan, input_bytes: int) -> None:
+    """Write a new index and publish it."""
     remove_abandoned(paths.index)
     temporary = temporary_path(paths.index)
     try:
         with h5py.File(temporary, "w-", locking=False) as file:
             file.attrs.update(format_version=FORMAT_VERSION, input_bytes=input_bytes)
-            kept = {name: np.empty(sum(counts), COLUMN_TYPES[name]) for name in ("prefixes", "costs")}
-            stored = {name: file.create_dataset(name, sum(counts), COLUMN_TYPES[name]) for name in _STORED}
-            _collect(RowScan(**stored, **kept), columns, counts, group)
-            for name, values in work_order(**kept)._asdict().items():
+            for name in _STORED:
+                file.create_dataset(name, data=getattr(columns, name))
+            for name, values in work_order(columns.prefixes, columns.costs)._asdict().items():
                 file.create_dataset(name, data=values)
         sync_file(temporary)
         publish(temporary, paths.index)
@@ -154,7 +157,7 @@ def _write(paths: JobPaths, columns: list[np.ndarray], counts: list[int], input_
 
 
 def _collect(targets: RowScan, columns: list[np.ndarray], counts: list[int], group: Collectives) -> None:
-    """Put the columns of all ranks one after the other, a rank at a time."""
+    """Put the columns of all ranks one after the other, a rank at a time. `columns` is empty afterwards."""
     for target, column in zip(targets, columns, strict=True):
         target[:counts[0]] = column
     columns.clear()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
+import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcinfer.agree import on_all
+from hpcinfer.agree import on_all, on_root
 from hpcinfer.config import JobOptions
 from hpcinfer.data.rows import input_kind
 from hpcinfer.errors import ConfigError
@@ -51,7 +54,7 @@ def check_job_options(options: JobOptions) -> None:
             raise ConfigError(f"no --{name}", expected="the path of a file", hint="hpcinfer run --help")
     if Path(options.input).resolve() == Path(options.output).resolve():
         raise ConfigError("--input and --output are the same file", where=options.input)
-    if options.lease_timeout <= 0:
+    if not 0 < options.lease_timeout < math.inf:
         raise ConfigError(f"--lease-timeout {options.lease_timeout}", expected="seconds, more than 0")
     try:
         datetime.date.fromisoformat(options.template_date or "2000-01-01")
@@ -86,18 +89,30 @@ def open_job(options: JobOptions, source: InputFile, values: Manifest, group: Co
         ManifestError: the directory belongs to another job; every difference is named.
     """
     paths = JobPaths(Path(options.output))
+    kind = on_root(group, lambda: _kind(source, options.input_format).encode()).decode()
     sections = {
         **values,
-        "input": {"size_bytes": source.size_bytes, "digest": source.digest},
+        "input": {"size_bytes": source.size_bytes, "digest": source.digest, "kind": kind},
         "seed": options.seed,
         "template_date": options.template_date,
     }
     manifest = open_manifest(paths, sections, group, {"template_date": datetime.date.today().isoformat()})
     input_path = plain_input(paths, source, group)
-    kind = on_all(group, lambda: input_kind(input_path, source.path.name))
     index = build_index(paths, input_path, kind, group)
     attempt = open_attempt(paths, index, group, retry_errors=options.retry_errors)
     return Job(paths, manifest, index, attempt, input_path, kind)
+
+
+def _kind(source: InputFile, wanted: str) -> str:
+    try:
+        with gzip.open(source.path) if source.is_gzip else source.path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise ConfigError("the input is UTF-16", expected="UTF-8", where=str(source.path),
+                                  hint="iconv -f UTF-16 -t UTF-8 FILE")  # fmt: skip
+            file.seek(0)
+            return input_kind(source.path.name, file) if wanted == "auto" else wanted
+    except (OSError, EOFError) as error:
+        raise ConfigError(f"cannot read the input: {error}", where=str(source.path)) from error
 
 
 def _check_output(paths: JobPaths) -> None:

@@ -66,6 +66,10 @@ class JobPaths:
         """Entries of a part."""
         return self.parts / f"{part}.sidecar"
 
+    def part_void(self, part: str, name: str) -> Path:
+        """Offsets of damaged lines of a part; `name` is new for each finding."""
+        return self.parts / f"{part}.{name}.void"
+
     def create(self) -> None:
         """Make the directories, in the group of the output's directory. Not collective."""
         self.require_parent()

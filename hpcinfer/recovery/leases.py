@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hpcinfer.recovery.durable import create, publish, temporary_path, write_all
+from hpcinfer.recovery.durable import create, list_names, publish, temporary_path, write_all
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class LeaseObserver:
 
     def names(self) -> list[str]:
         """List leases that have not ended, stale ones too. Not collective."""
-        return sorted(name for name in os.listdir(self._directory) if not name.startswith("."))
+        return sorted(list_names(self._directory))
 
     def is_alive(self, name: str) -> bool:
         """Look at a lease once; the empty name is nobody's. Not collective.

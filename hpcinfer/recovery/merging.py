@@ -35,6 +35,7 @@ class MergeReport(NamedTuple):
     size_bytes: int
     num_overlaps: int  # rows computed twice, with the same bytes
     num_conflicts: int  # rows computed twice, with other bytes: the job must end with code 1
+    num_unfinished: int  # rows that need work in this attempt, those without a line included
     attempt: int
 
 
@@ -44,10 +45,12 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
     Collective over the group. Can be repeated; a killed merge leaves nothing that looks like an output.
 
     Raises:
-        JobDirectoryError: rows are missing (without `partial`), or a line in a part is damaged.
+        JobDirectoryError: rows are not finished in the current attempt (without `partial`), or lines in parts are
+            damaged.
     """
-    attempt, num_rows = on_all(group, lambda: (current_attempt(paths), Index.open(paths.index).num_rows))
-    winners = on_all(group, lambda: Winners.collect(paths, _share(num_rows, group)))
+    attempt = int(on_root(group, lambda: str(current_attempt(paths)).encode()))
+    num_rows = on_all(group, lambda: Index.open(paths.index).num_rows)
+    winners = on_all(group, lambda: Winners.collect(paths, _share(num_rows, group), attempt))
     report, offset = _add_up(winners, num_rows, attempt, group)
     if not partial:
         on_all(group, lambda: _require_all(report, paths))
@@ -74,7 +77,8 @@ def read_complete(paths: JobPaths) -> MergeReport | None:
         is_there = paths.output.stat().st_size == report.size_bytes
     except (OSError, ValueError, TypeError):
         return None
-    return report if is_there and report.attempt == current_attempt(paths) else None
+    is_whole = report.num_unfinished == 0 and report.attempt == current_attempt(paths)
+    return report if is_there and is_whole else None
 
 
 def _share(num_rows: int, group: Collectives) -> range:
@@ -84,7 +88,8 @@ def _share(num_rows: int, group: Collectives) -> range:
 
 def _add_up(winners: Winners, num_rows: int, attempt: int, group: Collectives) -> tuple[MergeReport, int]:
     """Sum what the ranks found, and place this rank's bytes after those of the ranks before it."""
-    own = (winners.num_done, winners.num_failed, winners.size_bytes, winners.num_overlaps, winners.num_conflicts)
+    own = (winners.num_done, winners.num_failed, winners.size_bytes, winners.num_overlaps, winners.num_conflicts,
+           winners.num_unfinished)
     found = [json.loads(item) for item in group.all_gather_bytes(json.dumps(own).encode())]
     totals = [sum(column) for column in zip(*found, strict=True)]
     offset = sum(item[2] for item in found[:group.rank])
@@ -92,8 +97,9 @@ def _add_up(winners: Winners, num_rows: int, attempt: int, group: Collectives) -
 
 
 def _require_all(report: MergeReport, paths: JobPaths) -> None:
-    if report.num_done < report.num_rows:
-        raise JobDirectoryError(f"{report.num_rows - report.num_done} of {report.num_rows} rows are not finished",
+    if report.num_unfinished:
+        retry = f" in retry {report.attempt}" if report.attempt else ""
+        raise JobDirectoryError(f"{report.num_unfinished} of {report.num_rows} rows are not finished{retry}",
                                 where=str(paths.root),
                                 hint="run the job again to finish them, or merge with --partial")
 
@@ -110,8 +116,8 @@ def _create(output: Path, size_bytes: int) -> bytes:
 
 
 def _finish(paths: JobPaths, temporary: Path, output: Path, report: MergeReport) -> None:
-    """Give the output its name; the job is complete from here on."""
+    """Give the output its name; if no row is missing, the job is complete from here on."""
     os.replace(temporary, output)
     sync_directory(output.parent)
-    if output == paths.output:
+    if output == paths.output and report.num_unfinished == 0:
         replace_bytes(paths.complete, (json.dumps(report._asdict(), indent=2) + "\n").encode())

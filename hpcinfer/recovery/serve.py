@@ -45,9 +45,9 @@ def serve_leader(world: Collectives, serving: Serving, num_replicas: int) -> dic
     """
     job, replica = serving.job, serving.replica
     with ExitStack() as stack:
-        dealer, progress = None, None
+        lease, dealer, progress = None, None, None
         if world.rank == 0:
-            lease = stack.enter_context(Lease(job.paths.leases, serving.lease_timeout_s))
+            lease = Lease(job.paths.leases, serving.lease_timeout_s).start()
             claimer = Claimer(job.paths, job.index, lease, job.attempt)
             progress = Progress(job.index.num_rows, claimer.num_done)
             dealer = Dealer(world, ClaimAhead(claimer, num_replicas), num_replicas)
@@ -58,6 +58,8 @@ def serve_leader(world: Collectives, serving: Serving, num_replicas: int) -> dic
         outputs = Outputs(serving.preparer.tokenizer, replica.runner.eos_ids)
         replica.engine.run(Leader(replica.scheduler, outputs, feeder, replica.runner))
         feeder.close()
+    if lease is not None:
+        lease.close()  # not after an error: the other replicas still work, until all are ended
     return rank_report(replica, feeder.counts)
 
 
@@ -84,6 +86,7 @@ def rank_report(replica: Replica, counts: RowCounts) -> dict[str, Any]:
         "peaks": metrics.peaks,
         "finish_reasons": dict(counts.finish_reasons),
         "errors": dict(counts.errors),
-        "rows": {"finished": counts.rows},
+        "examples": counts.examples,
+        "rows": {"finished": counts.rows, "cut_by_default": counts.cut_by_default},
         "tokens": {"prompt": counts.prompt_tokens, "output": counts.output_tokens},
     }

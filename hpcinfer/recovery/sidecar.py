@@ -1,6 +1,7 @@
 """Sidecars: for each line of a part file a fixed binary entry. A torn entry, or one whose line is torn, is ignored."""
 
 import os
+import secrets
 import struct
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcinfer.recovery.durable import publish_bytes
 from hpcinfer.recovery.layout import JobPaths
 
 ENTRY = np.dtype([
@@ -27,6 +29,7 @@ _SEAL = 0x4A0B  # makes an entry of zeros invalid
 _MAGIC = b"hpcside1"
 _HEADER = struct.Struct("<8sd16x")  # magic, time of creation by the writer's clock (informative)
 _CHUNK_ENTRIES = 1 << 18
+_VOID = np.dtype("<u8")  # offset of a line that does not count any more
 
 
 class PartEntries(NamedTuple):
@@ -68,12 +71,18 @@ def _num_whole(entries: np.ndarray, data_bytes: int) -> int:
     return len(entries) if is_whole.all() else int(np.argmin(is_whole))
 
 
+def void_lines(paths: JobPaths, part: str, offsets: list[int]) -> None:
+    """Let damaged lines of a part count no more: whoever reads the journal from now on misses them. Not collective."""
+    publish_bytes(paths.part_void(part, secrets.token_hex(4)), np.array(offsets, _VOID).tobytes())
+
+
 class JournalReader:
     """Reads the sidecars of all parts, and later only what was added."""
 
     def __init__(self, paths: JobPaths) -> None:
         self._paths = paths
         self._positions: dict[str, int] = {}  # bytes that are read of each sidecar
+        self._voids: dict[str, np.ndarray] = {}  # by file
 
     def read(self) -> Iterator[PartEntries]:
         """Yield entries that are new since the last call, parts in order of their names. Not collective.
@@ -81,15 +90,22 @@ class JournalReader:
         A reader stops at the first entry that is not whole and looks at it again next time, since the files
         of a part may become visible in any order on a shared file system.
         """
-        for part, size_bytes in self._sidecars():
-            if size_bytes > self._positions.get(part, 0):
+        suffix = self._paths.part_sidecar("").name
+        names = os.listdir(self._paths.parts)
+        self._read_voids(names)
+        for part in sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix)):
+            if _size_bytes(self._paths.part_sidecar(part)) > self._positions.get(part, 0):
                 yield from self._read_part(part)
 
-    def _sidecars(self) -> list[tuple[str, int]]:
-        suffix = self._paths.part_sidecar("").name
-        with os.scandir(self._paths.parts) as found:
-            return sorted((item.name.removesuffix(suffix), item.stat().st_size) for item in found
-                          if item.name.endswith(suffix))
+    def _read_voids(self, names: list[str]) -> None:
+        suffix = self._paths.part_void("", "").suffix
+        for name in names:
+            if name.endswith(suffix) and name not in self._voids:
+                self._voids[name] = np.fromfile(self._paths.parts / name, _VOID)
+
+    def _without_voids(self, part: str, entries: np.ndarray) -> np.ndarray:
+        voids = [offsets for name, offsets in self._voids.items() if name.startswith(f"{part}.")]
+        return entries[~np.isin(entries["offset"], np.concatenate(voids))] if voids else entries
 
     def _read_part(self, part: str) -> Iterator[PartEntries]:
         data_bytes = _size_bytes(self._paths.part_data(part))
@@ -104,7 +120,7 @@ class JournalReader:
                 num_whole = _num_whole(entries, data_bytes)
                 self._positions[part] += num_whole * ENTRY.itemsize
                 if num_whole:
-                    yield PartEntries(part, entries[:num_whole])
+                    yield PartEntries(part, self._without_voids(part, entries[:num_whole]))
                 if num_whole * ENTRY.itemsize < len(data):
                     return
 

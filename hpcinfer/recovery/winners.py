@@ -4,13 +4,15 @@ import numpy as np
 
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.sidecar import ENTRY, IS_ERROR, JournalReader, PartEntries
+from hpcinfer.recovery.states import RowStates
 
 
 class Winners:
-    """Journal entries of the lines that count, for the rows of a range; 36 bytes a row."""
+    """Journal entries of the lines that count, for the rows of a range; 38 bytes a row."""
 
-    def __init__(self, rows: range) -> None:
+    def __init__(self, rows: range, attempt: int) -> None:
         self.rows = rows
+        self._states = RowStates(len(rows), attempt)  # of the rows as if the range began at 0
         self.entries = np.zeros(len(rows), ENTRY)  # length 0: no line yet
         self.part_ids = np.zeros(len(rows), np.uint32)  # into parts
         self.parts: list[str] = []
@@ -18,9 +20,13 @@ class Winners:
         self.num_conflicts = 0  # lines written again with other bytes: a bug or a broken machine
 
     @staticmethod
-    def collect(paths: JobPaths, rows: range) -> "Winners":
-        """Read the whole journal, keep what concerns `rows`. Not collective."""
-        winners = Winners(rows)
+    def collect(paths: JobPaths, rows: range, attempt: int) -> "Winners":
+        """Read the whole journal, keep what concerns `rows`. Not collective.
+
+        Args:
+            attempt: the current one; errors of earlier attempts are unfinished rows.
+        """
+        winners = Winners(rows, attempt)
         for part_entries in JournalReader(paths).read():
             winners.add(part_entries)
         return winners
@@ -36,6 +42,11 @@ class Winners:
         return int(((self.entries["flags"] & IS_ERROR) != 0).sum())
 
     @property
+    def num_unfinished(self) -> int:
+        """Rows that need work in the current attempt, with a line or without."""
+        return self._states.num_unfinished
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all lines."""
         return int(self.entries["length"].sum(dtype=np.int64))
@@ -46,13 +57,15 @@ class Winners:
         if not self.parts or self.parts[-1] != part:
             self.parts.append(part)
         entries = entries[(entries["row"] >= self.rows.start) & (entries["row"] < self.rows.stop)]
+        entries["row"] -= np.uint64(self.rows.start)  # of a copy
+        self._states.update(PartEntries(part, entries))
         while len(entries):  # more than one round only if the chunk has a row twice
             _, first = np.unique(entries["row"], return_index=True)
             self._compete(entries[first])
             entries = np.delete(entries, first)
 
     def _compete(self, entries: np.ndarray) -> None:
-        places = (entries["row"] - np.uint64(self.rows.start)).astype(np.int64)
+        places = entries["row"].astype(np.int64)
         holders = self.entries[places]
         is_empty = holders["length"] == 0
         is_again = ~is_empty & (holders["attempt"] == entries["attempt"])

@@ -9,7 +9,7 @@ from typing import Any
 from hpcinfer.units import format_bytes, format_seconds
 
 _COMMON = ("temperature", "top_p", "max_tokens")
-_MANY_AT_LENGTH = 0.5  # of the choices: the summary warns from here on
+_MANY = 0.5  # of the rows or choices: the summary warns from here on
 
 
 def merge_counts(reports: list[dict[str, Any]], section: str) -> Counter[str]:
@@ -31,10 +31,10 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
     rate = tokens["output"] / seconds if seconds else 0.0
     total_rate = (tokens["output"] + tokens["prompt"]) / seconds if seconds else 0.0
     lines = [
-        f"rows      {run['num_rows']}: {run['num_rows'] - run['num_failed']} completions, {run['num_failed']} errors;"
-        f" {merge_counts(ranks, 'rows')['finished']} finished by this run",
-        f"finish    {_list(merge_counts(ranks, 'finish_reasons'))}",
-        f"errors    {_list(merge_counts(ranks, 'errors'))}",
+        f"output    {run['num_rows']} rows, {run['num_failed']} of them errors",
+        f"this run  {merge_counts(ranks, 'rows')['finished']} rows of a {run['input_kind']} input;"
+        f" finish reasons: {_list(merge_counts(ranks, 'finish_reasons'))};"
+        f" errors: {_list(merge_counts(ranks, 'errors'))}",
         f"tokens    {tokens['prompt']} prompt, {tokens['output']} output;"
         f" {rate:.1f} output tokens/s, {total_rate:.1f} total tokens/s",
         f"mesh      {run['mesh']}, {run['world_size']} ranks; KV cache {format_bytes(run['kv_cache_bytes'])} per rank",
@@ -46,12 +46,16 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
 
 
 def _warnings(ranks: list[dict[str, Any]], run: dict[str, Any]) -> list[str]:
-    reasons = merge_counts(ranks, "finish_reasons")
-    warnings = []
-    if reasons["length"] > _MANY_AT_LENGTH * max(1, reasons.total()):
+    num_choices = merge_counts(ranks, "finish_reasons").total()
+    num_cut = merge_counts(ranks, "rows")["cut_by_default"]
+    examples = {code: text for rank in ranks for code, text in rank.get("examples", {}).items()}
+    warnings = [f"error     {code}, {text}" for code, text in sorted(examples.items())]
+    if run["num_failed"] > _MANY * run["num_rows"]:
+        warnings.append("warning   most rows are error records (--fail-on-error makes that an exit code)")
+    if num_cut > _MANY * max(1, num_choices):
         warnings.append(
-            f"warning   {reasons['length']} of {reasons.total()} completions were cut at max_tokens"
-            f" (default {run['sampling']['max_tokens']}); raise --max-tokens if they should end by themselves"
+            f"warning   {num_cut} of {num_choices} completions were cut at the default max_tokens"
+            f" ({run['sampling']['max_tokens']}); raise --max-tokens if they should end by themselves"
         )
     return warnings
 

@@ -1,5 +1,6 @@
 """A Hugging Face folder becomes a store: the ranks share its files, and root publishes it by one rename."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 LARGE_MODEL = 60 * 10**9  # parameters from which 16 grains are the default
 MAX_GRAINS = 1024
 _HASH_BLOCK = 1 << 22  # bytes
+_ABANDONED_S = 24 * 3600.0  # a temporary folder that nobody wrote to for so long; hashing large sources takes hours
 
 
 def convert(
@@ -84,6 +86,7 @@ class _Target:
         if self.folder.exists() and not self.existing_ok:
             raise _exists(self.folder)
         self.temporary.mkdir(parents=True)
+        self._remove_abandoned()
         free = shutil.disk_usage(self.temporary).free
         if free < size_bytes:
             raise ConfigError(
@@ -92,6 +95,18 @@ class _Target:
                 where=str(self.folder),
                 hint="name another folder, or make room",
             )
+
+    def _remove_abandoned(self) -> None:
+        """Delete what killed conversions left; only times that the file system wrote are compared."""
+        now = self.temporary.stat().st_mtime
+        for folder in self.folder.parent.glob(f"{glob.escape(self.folder.name)}.tmp-*"):
+            try:
+                is_old = all(now - item.stat().st_mtime > _ABANDONED_S for item in (folder, *folder.iterdir()))
+            except OSError:
+                continue  # it is gone meanwhile, or not ours to look at
+            if is_old:
+                log.info("removing %s, which a killed conversion left", folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self) -> None:
         """Give the finished folder its name; if another job was faster, its store stays."""

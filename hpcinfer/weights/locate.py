@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hpcinfer.agree import on_root
+from hpcinfer.config import ModelConfig
 from hpcinfer.errors import ConfigError, ModelError
+from hpcinfer.weights.reader import Store
 from hpcinfer.weights.store_format import FORMAT_VERSION, INDEX_FILE
 
 if TYPE_CHECKING:
@@ -23,11 +25,19 @@ _EDGE = 1 << 16  # bytes at each end of a large file that its identity is made o
 _SMALL = 1 << 22  # bytes up to which a file's whole content is
 
 
-class _Located(NamedTuple):
+class Located(NamedTuple):
     """A model that was found."""
 
     source: str  # Hugging Face folder; empty if the store is there already
     store: str
+
+
+class Preview(NamedTuple):
+    """What a store holds, or will hold, besides weights."""
+
+    config: ModelConfig
+    grains: int
+    tokenizer_files: dict[str, bytes]
 
 
 def resolve_model(model: str, cache_dir: str | None, group: "Collectives", fallback_dir: Path | None = None) -> Path:
@@ -48,8 +58,35 @@ def resolve_model(model: str, cache_dir: str | None, group: "Collectives", fallb
         ModelError: no such model, or one that is not supported.
         ConfigError: a conversion is needed, and there is no folder or no room for it.
     """
+    return ensure_store(locate_model(model, cache_dir, group, fallback_dir), group)
+
+
+def locate_model(model: str, cache_dir: str | None, group: "Collectives", fallback_dir: Path | None = None) -> Located:
+    """Find a model, and where its store is or will be; converts nothing. See `resolve_model`.
+
+    Collective over `group`.
+    """
     found = on_root(group, lambda: json.dumps(_locate(model, cache_dir, fallback_dir)).encode())
-    located = _Located(*json.loads(found))
+    return Located(*json.loads(found))
+
+
+def preview(located: Located) -> Preview:
+    """Read what a job is checked against, before anything is converted. Not collective."""
+    if not located.source:
+        with Store.open(Path(located.store)) as store:
+            return Preview(store.config, store.grains, store.tokenizer_files)
+    from hpcinfer.weights.conversion import default_grains
+    from hpcinfer.weights.source import Source
+
+    with Source(Path(located.source)) as source:
+        return Preview(source.config, default_grains(source.config), source.tokenizer_files)
+
+
+def ensure_store(located: Located, group: "Collectives") -> Path:
+    """Convert a located folder, unless its store is there.
+
+    Collective over `group`.
+    """
     if located.source:
         from hpcinfer.weights.conversion import convert
 
@@ -77,15 +114,15 @@ def find_model(model: str) -> Path:
     raise ModelError(f"no model at {model}", expected="a store, a Hugging Face folder, or a hub name as org/name")
 
 
-def _locate(model: str, cache_dir: str | None, fallback_dir: Path | None) -> _Located:
+def _locate(model: str, cache_dir: str | None, fallback_dir: Path | None) -> Located:
     folder = find_model(model)
     if (folder / INDEX_FILE).exists():
-        return _Located("", str(folder))
+        return Located("", str(folder))
     store = _cache_folder(cache_dir, fallback_dir) / f"{_label(folder)}-{source_key(folder)}.store"
     if (store / INDEX_FILE).exists():
         log.info("using the store %s", store)
-        return _Located("", str(store))
-    return _Located(str(folder), str(store))
+        return Located("", str(store))
+    return Located(str(folder), str(store))
 
 
 def _cache_folder(cache_dir: str | None, fallback_dir: Path | None) -> Path:

@@ -210,12 +210,12 @@ def test_root_works_for_all(group):
 
 
 def test_ranks_that_differ_from_the_root_are_named(group):
-    same_everywhere(group, "equal", "the profile")
+    same_everywhere(group, {"x": "equal"}, "profiles")
     value = "avx2" if group.rank == group.size - 1 and group.size > 1 else "avx512"
-    caught = outcome(lambda: same_everywhere(group, value, "the profile"))
+    caught = outcome(lambda: same_everywhere(group, {"x": value}, "profiles"))
     if group.size == 1:
         assert caught is None
     elif group.rank == group.size - 1:
-        assert type(caught) is ConfigError and "the profile differs: avx2" in str(caught) and "avx512" in str(caught)
+        assert type(caught) is ConfigError and "x is 'avx2'" in str(caught) and "avx512" in str(caught)
     else:
         assert type(caught) is PeerError and caught.exit_code == 2

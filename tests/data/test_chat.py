@@ -26,13 +26,14 @@ GENERATION = """{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n 
 {% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}
 {% endfor %}{{ tools is none }}{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"""
 HF_ONLY = "{{ messages[0].content }}|{{ '\\n'.join(['a', 'b']) }}|{{ messages[-1]['content'][2:] }}|{{ 'x' if tools }}"
+NOT_PLAIN = "chat template: a value that is no text, number, list or dict would be written"
 
 
-def template(source: str | None) -> ChatTemplate:
+def template(source: Any) -> ChatTemplate:
     return ChatTemplate(source, "<|begin|>", "<|end|>", DAY)
 
 
-def refusal(source: str | None, **options: Any) -> RequestError:
+def refusal(source: Any, **options: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
         template(source).render(MESSAGES, **options)
     return caught.value
@@ -98,14 +99,77 @@ def test_template_cannot_reach_outside(attack: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "code", "message"),
-    [(None, "no_template", "no chat template"), ("{% if %}", "no_template", "does not compile"),
-     ("{{ raise_exception('roles must alternate') }}", "template_error", "roles must alternate"),
-     ("{{ 1 / 0 }}", "template_error", "division"), ("{{ nothing.there }}", "template_error", "nothing"),
-     ("{{ messages[0] + 1 }}", "template_error", "unsupported")],
+    [(None, "no_template", "the model has no chat template"),
+     ("a\n{% if %}", "no_template", "the model's chat template does not compile: line 2"),
+     ("{{ 1 | nothing }}", "no_template", "the model's chat template does not compile: line 1"),
+     ("{{ " + "[" * 10000, "no_template", "the model's chat template does not compile"),
+     ("{% for i in [1] %}" * 40 + "{% endfor %}" * 40, "no_template", "the model's chat template does not compile"),
+     ("\udcff", "no_template", "the model's chat template is no text in UTF-8"),
+     (["a"], "no_template", "the model's chat template is no text in UTF-8"),
+     ("{{ raise_exception('roles must alternate') }}", "template_error", "chat template: roles must alternate"),
+     ("{{ raise_exception('\\ud800') }}", "template_error", "chat template: ?"),
+     ("{{ raise_exception(raise_exception) }}", "template_error", NOT_PLAIN),
+     ("{{ nothing.there }}", "template_error", "chat template: it uses a value that is not defined"),
+     ("{{ messages.append(1) }}", "template_error", "chat template: it does what its sandbox forbids"),
+     ("{{ 1 / 0 }}", "template_error", "chat template: it fails while it runs"),
+     ("{{ messages[0] + 1 }}", "template_error", "chat template: it fails while it runs"),
+     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "template_error", "chat template: it fails while it runs"),
+     ("{{ '\\ud800' }}", "template_error", "chat template: it writes half a character")],
 )  # fmt: skip
-def test_failing_template_is_an_error_of_the_row(source: str | None, code: str, message: str) -> None:
+def test_failing_template_is_an_error_of_the_row_in_fixed_words(source: Any, code: str, message: str) -> None:
     error = refusal(source)
-    assert error.code == code and message in str(error)
+    assert (error.code, error.found) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["strftime_now", "raise_exception", "cycler(1)", "joiner()", "loop.cycle", "messages.index", "messages[0].items",
+     "messages | map('upper')", "messages | reverse", "cycler(1).next", "range", "[[messages.index]]",
+     "{'a': strftime_now}", "self.block", "(messages | map(attribute='items') | list)", "namespace(x=cycler)"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "use",
+    ["{{ X }}", "{{ X | string }}", "{{ 'a' ~ X }}", "{{ 'a' ~ ('b' ~ (X)) }}", "{{ '%s' % X }}",
+     "{{ '%s' % [X] }}", "{{ '%s' | format(X) }}", "{{ '{}'.format(X) }}", "{{ '{x}'.format(x=X) }}",
+     "{{ '{x}'.format_map({'x': X}) }}", "{{ [X] | join }}", "{{ 'ab' | join(X) }}", "{{ X | upper }}",
+     "{{ [X] | map('string') | list }}", "{{ 'abc' | replace('b', X) }}", "{{ X | pprint }}", "{{ X | trim }}",
+     "{% set f = 'a{}'.format %}{{ f(X) }}", "{% filter replace('b', X) %}b{% endfilter %}", "{{ raise_exception(X) }}",
+     "{{ X | tojson }}", "{{ {'a': X} | xmlattr }}", "{% set x %}{{ X }}{% endset %}{{ x }}",
+     "{{ (''|safe).join([X]) }}", "{{ '%s'|safe % X }}", "{{ ('{}'|attr('format'))(X) }}", "{{ 1 | int(X) }}",
+     "{% autoescape true %}{{ X }}{{ 'a' ~ X }}{% endautoescape %}", "{{ ['%s'] | map('format', X) | list }}"],
+)  # fmt: skip
+def test_no_object_is_written_with_its_address(use: str, value: str) -> None:
+    source = "{% block block %}{% endblock %}{% for i in [1] %}" + use.replace("X", value) + "{% endfor %}"
+    try:
+        text = template(source).render(MESSAGES)
+    except RequestError as error:
+        assert " at 0x" not in error.found
+    else:
+        assert " at 0x" not in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ '{0.items}'.format(messages[0]) }}", "{{ '{0[items]}'.format(messages[0]) }}", "{{ strftime_now('%s') }}",
+     "{{ strftime_now('%Y %-10s') }}"],
+)  # fmt: skip
+def test_other_ways_to_what_differs_between_processes_are_refused(source: str) -> None:
+    assert refusal(source).code == "template_error"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("{{ '%s-%d' % ('a', 1) }}{{ '%s' | format(2) }}{{ '{:.1f}{x}'.format(1.25, x=none) }}", "a-121.2None"),
+     ("{{ 1 ~ 'a' ~ nothing ~ none ~ 1.5 ~ [1, {'a': true}] }}", "1aNone1.5[1, {'a': True}]"),
+     ("{{ messages | map(attribute='role') | join(', ') }}", "system, user, assistant"),
+     ("{{ messages | join('', attribute='role') }}{{ messages[0].keys() | join('+') }}",
+      "systemuserassistantrole+content"),
+     ("{% macro m(f) %}{{ f('%d%%s') }}{{ caller() }}{% endmacro %}{% call m(strftime_now) %}!{% endcall %}", "31%s!"),
+     ("{{ messages[0] }}{{ nothing }}{{ [nothing] | upper }}",
+      "{'role': 'system', 'content': ' be <brief> '}[UNDEFINED]")],
+)  # fmt: skip
+def test_plain_data_is_written_as_jinja_writes_it(source: str, expected: str) -> None:
+    assert template(source).render(MESSAGES) == expected
 
 
 def test_json_filter_does_not_escape_html() -> None:

@@ -120,7 +120,7 @@ def test_wrong_types_are_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("stop", ""), ("stop", ["a", ""]), ("stop_token_ids", [-1]), ("seed", 2**63), ("temperature", 10**400),
+    [("stop", ""), ("stop", ["a", ""]), ("stop_token_ids", [-1]), ("seed", 2**63),
      ("logit_bias", {"x": 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"01": 1}), ("logit_bias", {"٣": 1}),
      ("logit_bias", {"1": 101}), ("logit_bias", {"9" * 5000: 1})],
 )  # fmt: skip
@@ -267,7 +267,12 @@ def test_malformed_chat_options(body: dict[str, Any], param: str) -> None:
         (b'{"prompt": "a", "temperature": -Infinity}', "invalid_json"),
         (b'{"prompt": "a", "temperature": 1e999}', "invalid_value"),
         (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 301 + b"}", "invalid_json"),
+        (b'{"prompt": "a", "top_p": 0.' + b"9" * 300 + b"}", "invalid_json"),
+        (b'{"prompt": "a", "metadata": -1e999}', "invalid_value"),
         (b'{"prompt": ' + b"[" * 100000, "invalid_json"),
+        (b"[" * 65 + b"]" * 65, "invalid_json"),
+        (b"[" * 64 + b"]" * 64, "not_an_object"),
         (b'{"prompt": "\xff"}', "invalid_utf8"),
         (b'\xef\xbb\xbf{"prompt": "a"}', "byte_order_mark"),
         (b'{"prompt": "a", "prompt": "b"}', "duplicate_key"),
@@ -284,6 +289,41 @@ def test_malformed_lines_have_a_code_each(line: bytes, code: str) -> None:
     error = refusal(line)
     assert error.code == code
     str(error).encode()
+
+
+@pytest.mark.parametrize("depth", [2, 63, 64, 900, 100_000])
+@pytest.mark.parametrize("prompt", ["\\ud83d\\ude00", "[[[{{{", '\\"[\\\\'])
+def test_depth_has_a_limit_of_ours_however_much_stack_is_left(depth: int, prompt: str) -> None:
+    line = f'{{"prompt": "{prompt}", "metadata": {"[" * (depth - 1)}{"]" * (depth - 1)}}}'.encode()
+
+    def outcome(num_frames: int) -> str:
+        if num_frames > 0:
+            return outcome(num_frames - 1)
+        try:
+            return parse_row(0, line, "jsonl").prompt or ""
+        except RequestError as error:
+            return f"{error.code} {error.found}"
+
+    expected = json.loads(f'"{prompt}"') if depth <= 64 else "invalid_json objects and arrays more than 64 deep"
+    assert outcome(0) == outcome(700) and outcome(0).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 70, b'"' + b"[" * 70, b'{"a": "' + b'\\"' * 200_000 + b"[" * 70, b"\\" + b"[" * 70]
+)
+def test_broken_lines_with_many_brackets_are_refused_quickly(line: bytes) -> None:
+    assert refusal(line).code == "invalid_json"
+
+
+def test_messages_are_not_those_of_python() -> None:
+    assert refusal(b'{"prompt": }').found == "invalid JSON at character 11"
+    assert refusal(b'a\xff').found == "byte 1 of the line is not UTF-8"
+    assert refusal(b'{"a": ' + b"1" * 5000 + b"}").found == "a number of more than 300 characters"
+
+
+def test_many_keys_are_compared_quickly() -> None:
+    keys = ",".join(f'"{i}": 0' for i in range(100_000))
+    assert refusal(f'{{{keys}, "99999": 1}}'.encode()).param == "99999"
 
 
 def test_malformed_text_lines() -> None:

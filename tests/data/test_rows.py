@@ -1,5 +1,6 @@
 """Rows of an input file: every row once, wherever the file is cut."""
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -49,15 +50,13 @@ def test_line_longer_than_the_buffer_is_one_row(tmp_path: Path) -> None:
         ("a.txt", b"[1]", "text"),
     ],
 )
-def test_kind_follows_suffix_or_first_row(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert input_kind(tmp_path / name) == kind
+def test_kind_follows_suffix_or_first_row(name: str, content: bytes, kind: str) -> None:
+    assert input_kind(name, io.BytesIO(content)) == kind
 
 
-def test_kind_follows_the_name_before_decompression(tmp_path: Path) -> None:
-    (tmp_path / "input").write_bytes(b"broken")
-    assert input_kind(tmp_path / "input", "prompts.jsonl.gz") == "jsonl"
-    assert input_kind(tmp_path / "input", "prompts.txt.gz") == "text"
+def test_kind_follows_the_name_before_decompression() -> None:
+    assert input_kind("prompts.jsonl.gz", io.BytesIO(b"broken")) == "jsonl"
+    assert input_kind("prompts.txt.gz", io.BytesIO(b"broken")) == "text"
 
 
 @pytest.mark.parametrize(
@@ -90,3 +89,10 @@ def test_malformed_row_is_its_own_text(line: bytes) -> None:
 def test_prompt_text_never_raises(line: bytes) -> None:
     prompt_text(line, "jsonl")
     assert prompt_text(line, "text") == (line, 0)
+
+
+def test_byte_order_mark_at_the_start_of_the_file_is_no_part_of_the_row(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"\xef\xbb\xbffirst\n\xef\xbb\xbfsecond\n")
+    assert list(iter_rows(tmp_path / "in", 0, 19)) == [(3, b"first"), (9, b"\xef\xbb\xbfsecond")]
+    (tmp_path / "blank").write_bytes(b"\xef\xbb\xbf\n")
+    assert list(iter_rows(tmp_path / "blank", 0, 4)) == []

@@ -1,15 +1,17 @@
 """Token ids as Hugging Face's, and bytes per token that join to the text."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpcinfer.data.chat import ChatTemplate
 from hpcinfer.data.detokenizer import decode
 from hpcinfer.data.tokenizer import Tokenizer
-from hpcinfer.errors import ModelError
+from hpcinfer.errors import ModelError, RequestError
 
 TEXTS = ["", " ", "the cat", "  the  cat ", "Größe 東京 🙂\n\tx", "a <|end|> b", "\u2581", "\x00\x7f", "x" * 50]
 
@@ -96,9 +98,20 @@ def test_template_file_beats_config_and_default_is_chosen(byte_level_files: dict
     several = {"chat_template": [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]}
     assert template("tokenizer_config.json", json.dumps(several).encode()) == "b"
     assert template("tokenizer_config.json", b"{}") is None
-    for name, content in (("chat_template.jinja", b"\xff"), ("tokenizer_config.json", b'{"chat_template": [3]}')):
-        with pytest.raises(ModelError, match="chat template"):
-            template(name, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff", b'{"chat_template": [3]}', b'{"chat_template": {"a": 1}}', b'{"chat_template": [{"name": "default"}]}',
+     b'{"chat_template": "\\ud800"}'],
+)  # fmt: skip
+def test_bad_template_is_no_error_of_the_model(byte_level_files: dict[str, bytes], content: bytes) -> None:
+    name = "tokenizer_config.json" if content.startswith(b"{") else "chat_template.jinja"
+    source = Tokenizer({**byte_level_files, name: content}).chat_template
+    template = ChatTemplate(source, None, None, date(2026, 1, 31))
+    with pytest.raises(RequestError) as caught:
+        template.render([{"role": "user", "content": "x"}])
+    assert caught.value.code == "no_template"
 
 
 def test_names_of_special_tokens_come_from_either_file(byte_level_files: dict[str, bytes]) -> None:
@@ -115,6 +128,7 @@ def test_names_of_special_tokens_come_from_either_file(byte_level_files: dict[st
         ({"tokenizer.json": b'{"model": 3}'}, "cannot be read"),
         ({"tokenizer_config.json": b"[]"}, "tokenizer_config.json is no JSON object"),
         ({"tokenizer_config.json": b"\xff"}, "tokenizer_config.json"),
+        ({"tokenizer_config.json": b'{"bos_token": 1}'}, "bos_token"),
     ],
 )
 def test_broken_files_are_named(byte_level_files: dict[str, bytes], files: dict[str, bytes], message: str) -> None:

@@ -17,6 +17,15 @@ SHAPES = {
     "chunks of 32 tokens": ["--max-num-batched-tokens", "32", "--block-size", "64"],
     "a small cache": ["--kv-cache-memory", "1600KiB", "--block-size", "2"],  # 400 tokens of the demo model
 }
+CROSSED = {  # small caches with everything at once: 320 tokens of the demo model per rank
+    "two stages": ((1, 2, 1), "640KiB"),
+    "two replicas of two ranks": ((2, 1, 2), "640KiB"),
+    "two stages of two ranks": ((1, 2, 2), "320KiB"),
+}
+SHAPES |= {
+    name: ["--kv-cache-memory", memory, "--block-size", "2", "--max-num-seqs", "8", "--max-num-batched-tokens", "48"]
+    for name, (_, memory) in CROSSED.items()
+}
 TINY = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 100}
 TEXTS = ["The list of files is read line by line, " * 3, "Return", "hello world, the quick", "def main(", "Straße"]
 MODELS = ("demo", *FAMILIES)
@@ -43,7 +52,7 @@ class Question(NamedTuple):
 
 QUESTIONS = [
     *(Question(model, mesh) for model in MODELS for mesh in [(1, 1, 1), *MESHES]),
-    *(Question("demo", shape=shape) for shape in SHAPES),
+    *(Question("demo", CROSSED[shape][0] if shape in CROSSED else (1, 1, 1), shape) for shape in SHAPES),
     Question("demo", seed=8),
 ]
 
@@ -107,7 +116,7 @@ def test_same_bytes_on_every_mesh(model: str, mesh: tuple[int, int, int], answer
 
 
 @pytest.mark.time_limit(400)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in CROSSED])
 def test_same_bytes_for_every_batch_and_cache(shape: str, answers: Answers) -> None:
     alone, output = answers.read(Question("demo")), answers.read(Question("demo", shape=shape))
     happened = {
@@ -117,6 +126,17 @@ def test_same_bytes_for_every_batch_and_cache(shape: str, answers: Answers) -> N
         "a small cache": output.counts("preemptions") > 0,
     }
     assert happened[shape], output.report
+    assert output.digest == alone.digest
+
+
+@pytest.mark.time_limit(400)
+@pytest.mark.parametrize("shape", CROSSED)
+def test_preemption_changes_no_byte_on_any_mesh(shape: str, answers: Answers) -> None:
+    mesh = CROSSED[shape][0]
+    alone, output = answers.read(Question("demo")), answers.read(Question("demo", mesh, shape))
+    assert output.counts("preemptions") > 0
+    assert output.counts("chunks") > 0
+    assert output.peak("micro_batches") == mesh[1]
     assert output.digest == alone.digest
 
 

@@ -1,6 +1,5 @@
 """Kill the whole job at any moment, run the same command again: the same file, finished rows not computed again."""
 
-import random
 import shutil
 import time
 from pathlib import Path
@@ -66,14 +65,45 @@ def test_killed_job_ends_with_the_same_bytes_on_another_mesh(folder: Path, promp
 
 
 @pytest.mark.time_limit(300)
-def test_job_killed_at_random_moments_loses_nothing(folder: Path, prompts: Path, whole: Output) -> None:
-    place, draw = folder / "random", random.Random(5)
+def test_job_killed_again_and_again_loses_nothing(folder: Path, prompts: Path, whole: Output) -> None:
+    place = folder / "again"
     arguments = job_arguments(place, prompts)
-    for ranks, flags in ((2, ["-dp", "2"]), (2, ["-pp", "2"]), (1, [])):
-        job = start_job(ranks, *arguments, *flags)
-        time.sleep(draw.uniform(1.5, 6))
-        job.kill()
+    job = start_job(2, *arguments, "-dp", "2")
+    wait_until(lambda: (place / "out.jsonl.job").exists())
+    job.kill()
+    done = [num_finished(place)]
+    for ranks, flags in ((2, ["-dp", "2"]), (2, ["-pp", "2"])):
+        kill_at(start_job(ranks, *arguments, *flags), place, done[-1] + 1)
+        done.append(num_finished(place))
+    assert 0 == done[0] < done[1] < done[2] < 120
     assert run_job(2, *arguments).rc == 0
+    output = read_output(place / "out.jsonl")
+    assert output.digest == whole.digest
+    assert sum(rank["rows"]["finished"] for rank in output.report["ranks"]) == 120 - done[-1]
+
+
+@pytest.mark.time_limit(300)
+def test_job_killed_at_chosen_events_loses_nothing(folder: Path, prompts: Path, whole: Output) -> None:
+    place = folder / "events"
+    arguments = job_arguments(place, prompts)
+    job = place / "out.jsonl.job"
+
+    def die(event: str) -> None:
+        assert run_job(1, event, *arguments, module="killed_rank", cwd=Path(__file__).parent).rc != 0
+
+    die("claimed")
+    assert len(list(job.glob("claims/*/*.g1"))) == 3
+    die("data-synced")
+    assert list(job.glob("claims/*/*.g2"))
+    assert num_finished(place) == 0 < sum(path.stat().st_size for path in job.glob("parts/*.jsonl"))
+    die("output-renamed")
+    assert num_finished(place) == 120
+    assert (place / "out.jsonl").exists()
+    assert not (job / "complete.json").exists()
+    run = run_job(1, *arguments)
+    assert run.rc == 0
+    assert num_finished(place) == 120
+    assert (job / "complete.json").exists()
     assert read_output(place / "out.jsonl").digest == whole.digest
 
 

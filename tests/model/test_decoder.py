@@ -39,7 +39,7 @@ MODELS = {
     "odd widths": (
         "llama", {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 77}),
 }  # fmt: skip
-MESHES = [(2, 1), (3, 2), (4, 1), (1, 3)]  # tp, pp
+MESHES = [(2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3)]  # tp, pp
 
 
 class Tiny(NamedTuple):

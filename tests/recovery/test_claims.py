@@ -49,15 +49,14 @@ def test_job_is_complete_when_all_rows_are_in_the_journal(make_job, leases):
         assert not claimer.is_complete()
         _finish(paths, claim)
     claimer.refresh()
-    assert claimer.is_complete() and claimer.num_done == 30 and not claimer.others_alive()
+    assert claimer.is_complete() and claimer.num_done == 30
 
 
 def test_blocks_of_a_living_job_are_left_alone(make_job, leases):
     paths, index = make_job(30)
     first, second = (Claimer(paths, index, leases(paths), poll_s=0) for _ in range(2))
     assert len(_claims(first)) == index.num_blocks
-    assert second.claim() is None and second.others_alive() and not second.is_complete()
-    assert not first.others_alive()
+    assert second.claim() is None and not second.is_complete()
 
 
 def test_clean_end_frees_unfinished_blocks_at_once(make_job, leases):
@@ -100,16 +99,6 @@ def test_two_observers_do_not_both_take_over(make_job, leases):
     taken = [claim for pair in zip(*map(_claims, both), strict=False) for claim in pair]
     taken += [claim for claimer in both for claim in _claims(claimer)]
     assert len({claim.block for claim in taken}) == len(taken)
-
-
-def test_released_block_can_be_claimed_again(make_job, leases):
-    paths, index = make_job(30)
-    claimer = Claimer(paths, index, leases(paths))
-    claims = _claims(claimer)
-    claimer.release(claims[3].block)
-    again = claimer.claim()
-    assert (again.block, again.generation) == (claims[3].block, 2)
-    assert claimer.claim() is None
 
 
 def test_torn_claim_belongs_to_nobody(make_job, leases):

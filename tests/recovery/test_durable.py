@@ -1,7 +1,10 @@
 import os
 
+import pytest
+
 from hpcinfer.recovery.durable import (
     create,
+    list_names,
     publish_bytes,
     remove_abandoned,
     replace_bytes,
@@ -43,6 +46,28 @@ def test_only_old_temporary_files_are_removed(tmp_path):
         os.utime(path, (0, 0))
     remove_abandoned(target)
     assert sorted(tmp_path.iterdir()) == sorted([new, other])
+
+
+def test_listing_a_directory_removes_old_temporary_files(tmp_path):
+    old, new = temporary_path(tmp_path / "a"), temporary_path(tmp_path / "a")
+    for path in (old, new, tmp_path / "b"):
+        write_new(path, b"x")
+    for path in (old, tmp_path / "b"):
+        os.utime(path, (0, 0))
+    assert list_names(tmp_path) == ["b"]
+    assert sorted(tmp_path.iterdir()) == sorted([new, tmp_path / "b"])
+
+
+@pytest.mark.parametrize("write", [publish_bytes, replace_bytes])
+@pytest.mark.parametrize("broken", ["write", "fsync"])
+def test_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, write, broken):
+    def refuse(*arguments):
+        raise OSError("no room")
+
+    monkeypatch.setattr(os, broken, refuse)
+    with pytest.raises(OSError, match="no room"):
+        write(tmp_path / "a", b"data")
+    assert os.listdir(tmp_path) == []
 
 
 def test_write_all_at_an_offset(tmp_path):

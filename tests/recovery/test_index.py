@@ -4,6 +4,7 @@ import pytest
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.errors import ConfigError, JobDirectoryError, PeerError
+from hpcinfer.recovery import index as index_module
 from hpcinfer.recovery.index import Index, build_index
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.scan import content_hash
@@ -68,6 +69,23 @@ def test_blank_input_is_refused_on_every_rank(tmp_path, ranks):
     paths.create()
     errors = ranks(2, lambda group: build_index(paths, source, "text", group))
     assert [type(error) for error in errors] == [ConfigError, PeerError]
+
+
+def test_index_that_cannot_be_written_ends_every_rank(tmp_path, ranks, monkeypatch):
+    source, paths = tmp_path / "in.txt", JobPaths(tmp_path / "out.jsonl")
+    source.write_text("a\nb\n" * 50)
+    paths.create()
+
+    def refuse(*arguments):
+        raise OSError("no room")
+
+    for name in ("publish", "_allocate", "remove_abandoned"):
+        with monkeypatch.context() as patch:
+            patch.setattr(index_module, name, refuse)
+            errors = ranks(3, lambda group: build_index(paths, source, "text", group))
+        assert [type(error) for error in errors] == [OSError, PeerError, PeerError]
+    assert not list(paths.root.glob("*index*"))
+    assert [index.num_rows for index in ranks(3, lambda group: build_index(paths, source, "text", group))] == [100] * 3
 
 
 def test_input_that_changed_is_refused(make_job, tmp_path):

@@ -1,14 +1,19 @@
+import errno
 import os
 import random
 import time
+import zlib
 
 import numpy as np
 import pytest
 
+from hpcinfer.errors import JobDirectoryError
 from hpcinfer.recovery import journal
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.layout import JobPaths
-from hpcinfer.recovery.sidecar import ENTRY, IS_ERROR, JournalReader, created_time
+from hpcinfer.recovery.sidecar import ENTRY, IS_ERROR, JournalReader, created_time, void_lines
+
+_WRITE = os.write
 
 
 @pytest.fixture
@@ -106,10 +111,10 @@ def test_entry_that_comes_before_its_line_is_read_later(paths):
 def test_pending_lines_are_not_finished(paths):
     writer = PartWriter(paths, "a")
     writer.append(0, 1, b"x")
-    assert writer.num_pending == 1 and len(_read(paths)) == 0
+    assert len(_read(paths)) == 0
     assert not writer.maybe_flush(time.monotonic() + 4)
     assert writer.maybe_flush(time.monotonic() + 6)
-    assert writer.num_pending == 0 and len(_read(paths)) == 1
+    assert len(_read(paths)) == 1
     writer.close()
 
 
@@ -127,8 +132,96 @@ def test_data_is_durable_before_its_entry_is_written(paths, monkeypatch):
 
 def test_a_part_has_one_writer(paths):
     PartWriter(paths, "a").close()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(JobDirectoryError, match="File exists"):
         PartWriter(paths, "a")
+
+
+class _FailingDisk:
+    """`os.write` and `os.fsync`, of which one call fails; a failing write stores the first half of what it is given."""
+
+    def __init__(self, fails_at):
+        self.num_calls, self._fails_at = 0, fails_at
+
+    def write(self, descriptor, data):
+        if self._fails():
+            os.pwrite(descriptor, data[:len(data) // 2], os.lseek(descriptor, 0, os.SEEK_END))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return _WRITE(descriptor, data)
+
+    def fsync(self, descriptor):
+        if self._fails():
+            raise OSError(errno.EIO, "Input/output error")
+
+    def _fails(self):
+        self.num_calls += 1
+        return self.num_calls == self._fails_at
+
+
+def _write_until_failure(paths, flushed):
+    with PartWriter(paths, "a") as writer:
+        for row in range(5):
+            writer.append(row, 1, b"line %d" % row + b"x" * row)
+            if row % 2:
+                writer.flush()
+                flushed += [row - 1, row]
+
+
+def test_what_is_sealed_was_stored_whichever_call_fails(tmp_path, monkeypatch):
+    fails_at, has_failed = 0, True
+    while has_failed:
+        fails_at += 1
+        paths = JobPaths(tmp_path / f"out{fails_at}")
+        paths.create()
+        disk, flushed = _FailingDisk(fails_at), []
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", disk.write)
+            patch.setattr(os, "fsync", disk.fsync)
+            try:
+                _write_until_failure(paths, flushed)
+                has_failed = False
+            except JobDirectoryError as error:
+                assert "a.jsonl" in str(error) and "make room" in str(error)
+        entries = _read(paths)
+        lines = _lines(paths, "a", entries)
+        assert set(flushed) <= set(lines)
+        assert lines == {row: b"line %d" % row + b"x" * row + b"\n" for row in range(len(lines))}
+        assert all(zlib.crc32(lines[int(entry["row"])]) == entry["crc"] for entry in entries)
+    assert fails_at > 3 * 4 and len(lines) == 5
+
+
+def test_failed_writer_stores_nothing_more(paths, monkeypatch):
+    disk = _FailingDisk(1)
+    writer = PartWriter(paths, "a")
+    writer.append(0, 1, b"x" * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk.write)
+        with pytest.raises(JobDirectoryError, match="No space left"):
+            writer.flush()
+    sizes = [path.stat().st_size for path in paths.parts.iterdir()]
+    writer.append(1, 1, b"y")
+    with pytest.raises(JobDirectoryError, match="could not be stored before"):
+        writer.flush()
+    writer.close()
+    assert [path.stat().st_size for path in paths.parts.iterdir()] == sizes and len(_read(paths)) == 0
+
+
+def test_another_error_closes_the_files_and_flushes_nothing(paths):
+    with pytest.raises(KeyboardInterrupt), PartWriter(paths, "a") as writer:
+        writer.append(0, 1, b"x")
+        raise KeyboardInterrupt
+    assert len(_read(paths)) == 0
+    with pytest.raises(OSError):
+        os.fstat(writer._data)
+
+
+def test_void_lines_are_not_read(paths):
+    _write_some(paths, "a")
+    _write_some(paths, "ab")
+    offsets = {int(entry["row"]): int(entry["offset"]) for entry in _read(paths)}
+    void_lines(paths, "a", [offsets[1], offsets[4]])
+    void_lines(paths, "a", [offsets[4], offsets[0]])
+    found = {part: entries["row"].tolist() for part, entries in JournalReader(paths).read()}
+    assert found == {"a": [2, 3], "ab": [0, 1, 2, 3, 4]}
 
 
 def test_a_writer_killed_at_any_moment_loses_nothing_that_was_flushed(paths, children):

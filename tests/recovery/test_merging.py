@@ -5,11 +5,15 @@ import time
 import pytest
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import JobDirectoryError
-from hpcinfer.recovery import copying
+from hpcinfer.errors import JobDirectoryError, PeerError
+from hpcinfer.recovery import copying, merging
 from hpcinfer.recovery.attempts import current_attempt, open_attempt
+from hpcinfer.recovery.claims import Claimer
+from hpcinfer.recovery.durable import replace_bytes
 from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.recovery.leases import Lease
 from hpcinfer.recovery.merging import merge, read_complete
+from hpcinfer.recovery.progress import progress
 
 GROUP = SerialGroup()
 
@@ -101,16 +105,64 @@ def test_highest_attempt_wins_and_is_no_conflict(make_job, names):
     assert report.num_conflicts == 0 and report.num_failed == 0
 
 
+def _damage(paths, part, *offsets):
+    data = bytearray(paths.part_data(part).read_bytes())
+    for offset in offsets:
+        data[offset] ^= 1
+    paths.part_data(part).write_bytes(data)
+
+
 def test_flipped_byte_is_named_and_nothing_is_written(make_job):
     paths, _ = make_job(10)
     _write(paths, "a", range(10))
-    data = bytearray(paths.part_data("a").read_bytes())
-    data[len(_expected(range(4))) + 2] ^= 1
-    paths.part_data("a").write_bytes(data)
+    _damage(paths, "a", len(_expected(range(4))) + 2)
     with pytest.raises(JobDirectoryError) as caught:
         merge(paths, paths.output, GROUP)
     assert f"byte {len(_expected(range(4)))}" in str(caught.value) and "a.jsonl" in str(caught.value)
     assert sorted(item.name for item in paths.output.parent.iterdir()) == ["completions.jsonl.job", "prompts.txt"]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_rows_of_damaged_lines_are_computed_again(make_job, ranks, size):
+    paths, index = make_job(10)
+    _write(paths, "a", range(10))
+    _damage(paths, "a", *(len(_expected(range(row))) for row in (2, 3, 8)))
+    errors = ranks(size, lambda group: merge(paths, paths.output, group))
+    assert all(isinstance(error, JobDirectoryError | PeerError) for error in errors)
+    assert progress(paths).num_unfinished == 3
+    with pytest.raises(JobDirectoryError, match="3 of 10 rows are not finished"):
+        merge(paths, paths.output, GROUP)
+    with Lease(paths.leases, 100) as lease:
+        claimer = Claimer(paths, index, lease)
+        while (claim := claimer.claim()) is not None:
+            assert set(claim.rows.tolist()) <= {2, 3, 8}
+            _write(paths, f"b{claim.block}", claim.rows.tolist(), generation=claim.generation)
+    assert merge(paths, paths.output, GROUP).num_unfinished == 0
+    assert paths.output.read_bytes() == _expected(range(10))
+
+
+def test_damaged_line_of_a_row_that_has_another_one_costs_nothing(make_job):
+    paths, _ = make_job(3)
+    _write(paths, "a", range(3))
+    _write(paths, "b", [1], generation=2)
+    _damage(paths, "a", len(_expected(range(1))))
+    with pytest.raises(JobDirectoryError, match="not what was written"):
+        merge(paths, paths.output, GROUP)
+    assert merge(paths, paths.output, GROUP).num_done == 3
+    assert paths.output.read_bytes() == _expected(range(3))
+
+
+def test_damage_is_named_where_nothing_may_be_noted(make_job, tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise PermissionError("read only")
+
+    paths, _ = make_job(3)
+    _write(paths, "a", range(3))
+    _damage(paths, "a", 0)
+    monkeypatch.setattr(copying, "void_lines", refuse)
+    with pytest.raises(JobDirectoryError, match="not what was written"):
+        merge(paths, tmp_path / "copy", GROUP)
+    assert "read only" in caplog.text
 
 
 def test_output_that_was_changed_is_not_complete(make_job):
@@ -150,6 +202,38 @@ def test_retry_opens_one_attempt_and_continues_one_that_was_interrupted(make_job
     assert open_attempt(paths, index, GROUP, retry_errors=True) == 1
     _write(paths, "d", [3], attempt=1)
     assert open_attempt(paths, index, GROUP, retry_errors=True) == 2 == current_attempt(paths)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_interrupted_retry_is_not_complete(make_job, ranks, size):
+    paths, index = make_job(4)
+    _write(paths, "a", range(4), is_error=True)
+    assert merge(paths, paths.output, GROUP).num_failed == 4
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 1
+    _write(paths, "b", [2, 3], attempt=1)
+    first = ranks(size, lambda group: merge(paths, paths.output, group))[0]
+    assert "2 of 4 rows are not finished in retry 1" in str(first)
+    merge(paths, paths.output, GROUP, partial=True)
+    assert read_complete(paths) is None
+    numbers = progress(paths)
+    assert (numbers.is_merged, numbers.num_unfinished, numbers.num_done) == (False, 2, 4)
+    assert open_attempt(paths, index, GROUP, retry_errors=True) == 1
+    _write(paths, "c", [0, 1], attempt=1, is_error=True)
+    assert merge(paths, paths.output, GROUP).num_failed == 2
+    assert read_complete(paths).attempt == 1 and progress(paths).is_merged
+
+
+def test_attempt_that_another_job_opens_during_the_merge_is_not_complete(make_job, monkeypatch):
+    paths, index = make_job(2)
+    _write(paths, "a", [0, 1], is_error=True)
+
+    def open_and_replace(*arguments):
+        open_attempt(paths, index, GROUP, retry_errors=True)
+        replace_bytes(*arguments)
+
+    monkeypatch.setattr(merging, "replace_bytes", open_and_replace)
+    assert merge(paths, paths.output, GROUP).attempt == 0
+    assert read_complete(paths) is None and not progress(paths).is_merged
 
 
 def test_new_attempt_makes_the_last_merge_incomplete(make_job):

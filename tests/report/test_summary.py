@@ -5,6 +5,7 @@ import pytest
 from hpcinfer.report.summary import merge_counts, summary_lines, write_report
 
 RUN = {
+    "input_kind": "jsonl",
     "num_rows": 10, "num_failed": 2, "mesh": "dp=2 pp=1 tp=1", "world_size": 2, "kv_cache_bytes": 1 << 20,
     "seconds": {"load": 1.5, "run": 4.0, "merge": 0.25},
     "sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.1, "max_tokens": 256},
@@ -16,7 +17,8 @@ RUN = {
 def rank(stops=3, lengths=1, **sections):
     return {
         "seconds": {"forward": 2.0, "sampling": 0.5}, "finish_reasons": {"stop": stops, "length": lengths},
-        "errors": {"invalid_json": 1}, "rows": {"finished": 5}, "tokens": {"prompt": 60, "output": 40}, **sections,
+        "errors": {"invalid_json": 1}, "rows": {"finished": 5, "cut_by_default": lengths},
+        "tokens": {"prompt": 60, "output": 40}, **sections,
     }  # fmt: skip
 
 
@@ -31,8 +33,8 @@ def lines_of(*ranks, **run):
 
 def test_summary_adds_up_all_ranks():
     lines = lines_of(rank(), follower(), rank())
-    assert lines["rows"].endswith("10: 8 completions, 2 errors; 10 finished by this run")
-    assert lines["finish"].endswith("length 2, stop 6") and lines["errors"].endswith("invalid_json 2")
+    assert lines["output"].endswith("10 rows, 2 of them errors")
+    assert "10 rows of a jsonl input; finish reasons: length 2, stop 6; errors: invalid_json 2" in lines["this"]
     assert "120 prompt, 80 output; 20.0 output tokens/s, 50.0 total tokens/s" in lines["tokens"]
     assert "dp=2 pp=1 tp=1, 2 ranks; KV cache 1.0 MiB per rank" in lines["mesh"]
     assert lines["time"].endswith("load 1.5 s, run 4.0 s, merge 0.2 s") and "forward 2.0 s" in lines["steps"]
@@ -45,7 +47,8 @@ def test_summary_adds_up_all_ranks():
 
 def test_nothing_done_is_said_without_dividing_by_zero():
     lines = lines_of(follower(), seconds={"run": 0.0})
-    assert lines["finish"].endswith("none") and "0.0 output tokens/s" in lines["tokens"] and "warning" not in lines
+    assert "finish reasons: none" in lines["this"] and "warning" not in lines
+    assert "0.0 output tokens/s" in lines["tokens"]
 
 
 @pytest.mark.parametrize(("stops", "lengths", "warns"), [(1, 1, False), (1, 2, True), (0, 1, True), (0, 0, False)])
@@ -53,7 +56,13 @@ def test_many_cut_completions_are_warned_of(stops, lengths, warns):
     lines = lines_of(rank(stops, lengths))
     assert ("warning" in lines) == warns
     if warns:
-        assert f"{lengths} of {stops + lengths} completions" in lines["warning"] and "(default 256)" in lines["warning"]
+        assert f"{lengths} of {stops + lengths} completions" in lines["warning"]
+        assert "max_tokens (256)" in lines["warning"]
+
+
+def test_first_row_of_each_error_is_shown_and_many_errors_are_warned_of():
+    lines = lines_of(rank(examples={"bad": "row 3: why"}), num_failed=9)
+    assert lines["error"].endswith("bad, row 3: why") and "most rows" in lines["warning"]
 
 
 def test_missing_sections_count_nothing():

@@ -240,6 +240,18 @@ def test_killed_conversion_leaves_no_store(tmp_path, tiny_model):
     Store.open(tmp_path / "store").verify()
 
 
+def test_folders_of_killed_conversions_are_removed_when_they_are_old(tmp_path, tiny_model):
+    old, busy, other = (tmp_path / name for name in ("a.store.tmp-1", "a.store.tmp-2", "b.store.tmp-3"))
+    for folder in (old, busy, other):
+        folder.mkdir()
+        (folder / "layer.h5").write_bytes(b"x")
+        os.utime(folder, (0, 0))
+    for folder in (old, other):
+        os.utime(folder / "layer.h5", (0, 0))
+    convert(tiny_model, tmp_path / "a.store", SerialGroup())
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "a.store", busy, other]
+
+
 def test_plain_h5py_reads_every_parameter_through_the_index(tiny_store):
     with Store.open(tiny_store) as store:
         specs = param_specs(store.config, store.grains)
