@@ -10,7 +10,7 @@ EXAMPLE = "hpcinfer status completions.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the --output of the job")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the --output of the job, or its job directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -20,7 +20,7 @@ def command(args: argparse.Namespace) -> int:
     from hpcinfer.recovery.layout import JobPaths
     from hpcinfer.recovery.progress import progress
 
-    numbers = progress(JobPaths(args.output))
+    numbers = progress(JobPaths.of(args.output))
     if args.json:
         values = numbers and {**numbers._asdict(), "workers": [worker._asdict() for worker in numbers.workers]}
         print(json.dumps(values, indent=2))

@@ -142,6 +142,8 @@ def _chat_options(given: dict[str, Any]) -> dict[str, Any]:
         options["logprobs"] = given.get("top_logprobs", 0)
     elif given.get("top_logprobs"):
         raise RequestError("invalid_value", "top_logprobs: expected logprobs to be true", param="top_logprobs")
+    elif given.get("logprobs") is False:
+        options["logprobs"] = None
     return options
 
 

@@ -115,7 +115,7 @@ class Claimer:
             self.refresh()  # what the last owner has finished until its end
             rows = self._unfinished_rows(block)
             if len(rows):
-                log.info("block %d is taken over, generation %d, %d rows", block, generation, len(rows))
+                log.debug("block %d is taken over, generation %d, %d rows", block, generation, len(rows))
                 return Claim(block, generation, self._attempt, rows)
         return None
 

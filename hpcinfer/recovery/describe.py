@@ -29,7 +29,7 @@ def describe(path: Path) -> list[str]:
 def describe_progress(numbers: Progress | None) -> list[str]:
     """Tell how far a job is, a line each. Not collective."""
     if numbers is None:
-        return ["rows       not known yet: the index is being built"]
+        return ["rows       not known: the job has no index yet"]
     share = 100 * numbers.num_done / numbers.num_rows
     lines = [f"rows       {numbers.num_rows}",
              f"done       {numbers.num_done} ({share:.1f} %)",

@@ -13,6 +13,12 @@ class JobPaths:
 
     output: Path
 
+    @staticmethod
+    def of(path: Path) -> "JobPaths":
+        """Paths of the job that an output or a job directory belongs to. Not collective."""
+        is_directory = path.name.endswith(".job") and (path / "manifest.json").is_file()
+        return JobPaths(path.with_name(path.name.removesuffix(".job")) if is_directory else path)
+
     @property
     def root(self) -> Path:
         """The job directory, beside the output."""

@@ -54,10 +54,13 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
     report, offset = _add_up(winners, num_rows, attempt, group)
     if not partial:
         on_all(group, lambda: _require_all(report, paths))
-    temporary = Path(os.fsdecode(on_root(group, lambda: _create(output, report.size_bytes))))
+    target = Path(os.path.realpath(output))  # of a link the file that it names, which may lie elsewhere
+    temporary = Path(os.fsdecode(on_root(group, lambda: _create(target, report.size_bytes))))
     try:
         on_all(group, lambda: copy_lines(paths, winners, temporary, offset))
-        on_all(group, lambda: _finish(paths, temporary, output, report) if group.rank == 0 else None)
+        on_root(group, lambda: _finish(temporary, target))
+        if output == paths.output and report.num_unfinished == 0:
+            on_root(group, lambda: _complete(paths, report))
     finally:
         if group.rank == 0:
             temporary.unlink(missing_ok=True)
@@ -115,9 +118,14 @@ def _create(output: Path, size_bytes: int) -> bytes:
     return os.fsencode(temporary)
 
 
-def _finish(paths: JobPaths, temporary: Path, output: Path, report: MergeReport) -> None:
-    """Give the output its name; if no row is missing, the job is complete from here on."""
-    os.replace(temporary, output)
-    sync_directory(output.parent)
-    if output == paths.output and report.num_unfinished == 0:
-        replace_bytes(paths.complete, (json.dumps(report._asdict(), indent=2) + "\n").encode())
+def _finish(temporary: Path, target: Path) -> bytes:
+    """Give the output its name."""
+    os.replace(temporary, target)
+    sync_directory(target.parent)
+    return b""
+
+
+def _complete(paths: JobPaths, report: MergeReport) -> bytes:
+    """Mark the job as complete."""
+    replace_bytes(paths.complete, (json.dumps(report._asdict(), indent=2) + "\n").encode())
+    return b""

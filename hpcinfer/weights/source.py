@@ -154,6 +154,11 @@ def _read_tokenizer(folder: Path) -> dict[str, bytes]:
             where=str(folder),
             hint="AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes one",
         )
+    for name in (name for name in files if name.endswith(".json")):
+        try:
+            json.loads(files[name])
+        except ValueError as error:
+            raise ModelError(f"{name} is no JSON: {error}", where=str(folder / name), hint="fetch it again") from error
     return files
 
 

@@ -101,7 +101,7 @@ def test_fields_of_one_endpoint() -> None:
     assert chat(max_completion_tokens=5, max_tokens=5).options == {"max_tokens": 5}
     assert chat(logprobs=True).options == {"logprobs": 0}
     assert chat(logprobs=True, top_logprobs=4).options == {"logprobs": 4}
-    assert chat(logprobs=False, top_logprobs=0).options == {}
+    assert chat(logprobs=False, top_logprobs=0).options == {"logprobs": None}
     assert completion(stop=["a", "b"]).options == {"stop": ("a", "b")}
 
 

@@ -243,3 +243,14 @@ def test_new_attempt_makes_the_last_merge_incomplete(make_job):
     assert read_complete(paths)
     open_attempt(paths, index, GROUP, retry_errors=True)
     assert read_complete(paths) is None
+
+
+def test_output_that_is_a_link_is_written_where_it_points(make_job, tmp_path):
+    paths, index = make_job(5)
+    _write(paths, "a", range(5))
+    (tmp_path / "scratch").mkdir()
+    paths.output.symlink_to(tmp_path / "scratch" / "real.jsonl")
+    merge(paths, paths.output, SerialGroup())
+    assert paths.output.is_symlink()
+    assert (tmp_path / "scratch" / "real.jsonl").read_bytes() == _expected(range(5))
+    assert read_complete(paths)

@@ -75,7 +75,7 @@ def test_job_whose_index_is_not_there_yet(tmp_path, make_job):
     paths, _ = make_job(5)
     paths.index.unlink()
     assert progress(paths) is None
-    assert "index is being built" in "\n".join(describe(paths.root))
+    assert "no index yet" in "\n".join(describe(paths.root))
 
 
 def test_status_of_nothing_is_refused(tmp_path):
@@ -97,6 +97,19 @@ def test_status_and_merge_work_beside_a_running_job_without_mpi_and_torch(runnin
     lines = running.output.with_name("completions.jsonl.partial").read_text().splitlines()
     assert len(lines) == numbers["num_done"] and lines == sorted(lines, key=lambda line: json.loads(line)["row"])
     assert not running.output.exists()
+
+
+def test_merge_never_overwrites_a_file_that_is_named(running, tmp_path):
+    (tmp_path / "prompts").write_text("precious")
+    for target in (tmp_path / "prompts", tmp_path / "nowhere" / "file", tmp_path):
+        result = _run_tool("merge", "--partial", running.output, "--to", target)
+        assert result.returncode == 2 and "ConfigError" in result.stderr and "Traceback" not in result.stderr
+    assert (tmp_path / "prompts").read_text() == "precious"
+
+
+def test_job_directory_names_the_job_too(running):
+    shown = _run_tool("status", running.root)
+    assert shown.returncode == 0 and "done" in shown.stdout
 
 
 def test_merge_of_an_unfinished_job_fails_with_a_hint(running):
