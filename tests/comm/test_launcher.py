@@ -13,7 +13,8 @@ def open_mpi(rank, size, local=None):
 def srun(rank, size, per_node=None, tasks=None):
     """What srun sets in a step; SLURM_NTASKS is the step's, whatever the allocation has."""
     more = {"SLURM_STEP_TASKS_PER_NODE": per_node} if per_node else {}
-    return {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(size), "SLURM_NTASKS": str(tasks or size), **more}
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(size)}
+    return {"SLURM_PROCID": str(rank), **step, "SLURM_NTASKS": str(tasks or size), **more}
 
 
 def sbatch(tasks):
@@ -60,6 +61,7 @@ def test_malformed_variables_are_no_launcher(value):
         (srun(0, 4), 4),
         (srun(0, 2, tasks=8), 2),  # a step smaller than the allocation
         ({**sbatch(4), **open_mpi(0, 4)}, 4),
+        ({**srun(0, 1), **open_mpi(0, 2)}, 2),  # mpirun's daemons are a step of one task per node
         ({"SLURM_NTASKS": "1"}, 1),
         ({"SLURM_NTASKS": ""}, 1),
     ],
