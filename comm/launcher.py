@@ -62,7 +62,7 @@ def check_world_size(world_size: int, environment: Mapping[str, str] = os.enviro
     launch = read_launch(environment)
     expected = {launch.launcher or "alone": launch.size}
     tasks = environment.get("SLURM_NTASKS", "")
-    if tasks.isdigit() and "SLURM_STEP_ID" not in environment:  # in a step, as of mpirun's daemons, it counts that step's
+    if tasks.isdigit() and "SLURM_STEP_ID" not in environment:  # else it counts that step, as of mpirun's daemons
         expected["SLURM_NTASKS"] = int(tasks)
     for source, size in expected.items():
         if size != world_size:
