@@ -1,13 +1,13 @@
 """Where a sampling value comes from: the request, the command line, generation_config.json, or hpcinfer itself."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hpcinfer.config import SamplingParams
 from hpcinfer.data.fields import integer, number
+from hpcinfer.data.model_files import read_json
 from hpcinfer.data.request import RowRequest
 from hpcinfer.errors import ConfigError, ModelError, RequestError
 
@@ -31,13 +31,7 @@ class SamplingDefaults:
 
 def read_generation_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Parse a model's generation_config.json; empty if there is none."""
-    try:
-        values = json.loads(files.get(GENERATION_CONFIG, b"{}"))
-    except ValueError as error:
-        raise ModelError(f"{GENERATION_CONFIG}: {error}", expected="a JSON object") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{GENERATION_CONFIG} is no JSON object", expected="a JSON object")
-    return values
+    return read_json(files, GENERATION_CONFIG)
 
 
 def resolve_defaults(cli: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingDefaults:

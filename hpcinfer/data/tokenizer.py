@@ -5,7 +5,6 @@ without byte fallback (Llama 2, Mistral, Gemma).
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 
 import tokenizers
 
+from hpcinfer.data.model_files import read_json
 from hpcinfer.errors import ModelError
 
 SPACE = "\u2581"  # SentencePiece's visible space
@@ -32,10 +32,10 @@ class Tokenizer:
             raise ModelError("the model has no tokenizer.json", expected="tokenizer.json beside config.json",
                              hint="AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes it")  # fmt: skip
         self._files = files
-        self._config = {**_read_json(files, "special_tokens_map.json"), **_read_json(files, "tokenizer_config.json")}
+        self._config = {**read_json(files, "special_tokens_map.json"), **read_json(files, "tokenizer_config.json")}
         self._tokenizer = _load(files["tokenizer.json"])
         self._added = self._tokenizer.get_added_tokens_decoder()
-        self._decode, self.strips_space = _read_decoder(_read_json(files, "tokenizer.json").get("decoder"))
+        self._decode, self.strips_space = _read_decoder(read_json(files, "tokenizer.json").get("decoder"))
         self._bytes: dict[int, bytes] = {}
         self.bos_token, self.eos_token = self._named_token("bos_token"), self._named_token("eos_token")
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -109,16 +109,6 @@ def _load(content: bytes) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
-        raise ModelError(f"{name}: {error}", expected="a JSON object") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{name} is no JSON object", expected="a JSON object")
-    return values
 
 
 def _byte_alphabet() -> dict[str, int]:
