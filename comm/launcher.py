@@ -14,15 +14,22 @@ class _Variables(NamedTuple):
     launcher: str
     rank: str
     size: str
-    local_sizes: tuple[str, ...]  # the first that is set counts
+    local_ranks: tuple[str, ...]  # the first that is set counts
+    local_sizes: tuple[str, ...]
 
 
 _GRACE_S = 2.0
 _STEP_TASKS = "SLURM_STEP_TASKS_PER_NODE"  # as 4(x2),3: four tasks on two nodes, three on the next
+_LOCAL_ID = "SLURM_LOCALID"
 _LAUNCHERS = (
-    _Variables("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
-    _Variables("mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALNRANKS", _STEP_TASKS)),
-    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", (_STEP_TASKS,)),
+    _Variables(
+        "mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Variables(
+        "mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", _LOCAL_ID), ("MPI_LOCALNRANKS", _STEP_TASKS)
+    ),
+    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", (_LOCAL_ID,), (_STEP_TASKS,)),
 )
 
 
@@ -33,6 +40,7 @@ class Launch(NamedTuple):
     rank: int
     size: int
     local_size: int  # ranks on this node, or on the fullest one; 1 when the launcher does not say
+    local_rank: int | None = None  # among them; None when the launcher does not say
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
@@ -40,9 +48,16 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     for names in _LAUNCHERS:
         rank, size = environment.get(names.rank, ""), environment.get(names.size, "")
         if rank.isdigit() and size.isdigit():
-            local = next((environment[name] for name in names.local_sizes if name in environment), "")
-            return Launch(names.launcher, int(rank), int(size), _fullest(local))
+            local_rank, local_size = (_first(environment, those) for those in (names.local_ranks, names.local_sizes))
+            is_known = local_rank.isdigit()
+            return Launch(
+                names.launcher, int(rank), int(size), _fullest(local_size), int(local_rank) if is_known else None
+            )
     return Launch("", 0, 1, 1)
+
+
+def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((environment[name] for name in names if name in environment), "")
 
 
 def _fullest(tasks_per_node: str) -> int:

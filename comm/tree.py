@@ -46,18 +46,20 @@ class TreeReducer:
         Collective over tp.
 
         Args:
-            nodes: float32 arrays of one shape, a value for each of `spans`.
+            nodes: contiguous float32 arrays of one shape, a value for each of `spans`.
 
         Returns:
             The sum over all grains, the same on every rank.
         """
         if self.group.size == 1:
             return nodes[0]
-        shape = tuple(nodes[0].shape)
-        send = self._allocate((len(nodes), *shape))
+        return self._finish(nodes[0] if len(nodes) == 1 else self._stack(nodes), tuple(nodes[0].shape))
+
+    def _stack(self, nodes: list[Array]) -> Array:
+        stacked = self._allocate((len(nodes), *nodes[0].shape))
         for i, node in enumerate(nodes):
-            send[i] = node
-        return self._finish(send, shape)
+            stacked[i] = node
+        return stacked
 
     def _finish(self, send: Array, shape: tuple[int, ...]) -> Array:
         spans = [span for nodes in self._nodes_by_rank for span in nodes]

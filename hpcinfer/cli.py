@@ -39,13 +39,14 @@ def given_options(args: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _names(field: "dataclasses.Field[Any]") -> list[str]:
-    return ["--" + field.name.replace("_", "-"), *field.metadata["flags"]]
+    prefix = "--no-" if field.default is True else "--"
+    return [prefix + field.name.replace("_", "-"), *field.metadata["flags"]]
 
 
 def _kind(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
     help_text = field.metadata["help"].replace("%", "%%")
     if hint is bool:
-        return {"action": "store_true", "help": help_text}
+        return {"action": "store_false" if field.default is True else "store_true", "help": help_text}
     default = field.default
     if default not in (None, "", ()):
         help_text += f" (default: {default})"

@@ -14,7 +14,9 @@ from hpcinfer.errors import RequestError
 
 def option(default: Any, help: str, *flags: str, metavar: str | None = None, choices: tuple[str, ...] = (),
            parse: Callable[[str], Any] | None = None) -> Any:
-    """Declare a dataclass field that is also a command-line option; a default of () makes it repeatable."""
+    """Declare a dataclass field that is also a command-line option; a default of () makes it repeatable.
+
+    A default of True makes it a flag that begins with `no`, and its help says what happens then."""
     metadata = {"help": help, "flags": flags, "metavar": metavar, "choices": choices, "parse": parse}
     return field(default=default, metadata=metadata)
 
@@ -169,7 +171,11 @@ class ModelOptions:
                         metavar="PATH")
     dtype: str = option("auto", "precision of weights and KV cache in memory; sums are always float32",
                         choices=("auto", "float32", "bfloat16", "float16"))
+    kv_cache_dtype: str = option("auto", "precision of the KV cache; auto is that of --dtype",
+                                 choices=("auto", "float32", "bfloat16", "float16", "int8"))
     device: str = option("auto", "where arrays live", choices=("auto", "cpu"))
+    kernels: str = option("auto", "array functions: native (C), or reference (torch); auto takes native where it was"
+                          " built", choices=("auto", "native", "reference"))
     max_model_len: int | None = option(None, "tokens of prompt and output together; the model's own limit if not given")
     cache_dir: str | None = option(None, "where a Hugging Face folder is converted to ($HPCINFER_CACHE if not given)",
                                    metavar="DIR")
@@ -193,6 +199,10 @@ class EngineOptions:
     block_size: int = option(16, "tokens per KV block")
     kv_cache_memory: str | None = option(
         None, "KV cache per rank, as 512MiB or 4GiB; a share of free memory if not given", metavar="SIZE"
+    )
+    prefix_reuse: bool = option(True, "compute every prompt from its first token, also if the KV cache has its beginning")
+    threads: int | None = option(
+        None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
     )
     debug_lockstep: bool = option(False, "compare a digest of the schedule across each replica every step")
 

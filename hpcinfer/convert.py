@@ -29,14 +29,14 @@ def command(args: argparse.Namespace) -> int:
     from hpcinfer.agree import on_all, where_am_i
     from hpcinfer.comm.world import end_together, start_world
     from hpcinfer.log import start_logging
-    from hpcinfer.weights.conversion import convert
+    from hpcinfer.weights.conversion import Recipe, convert
     from hpcinfer.weights.locate import find_model
     from hpcinfer.weights.reader import Store
 
     group = start_world()
     start_logging(is_root=group.rank == 0, who=where_am_i(group))
     source = on_all(group, lambda: find_model(args.source))
-    end_together(group, lambda: convert(source, args.store, group, args.grains))
+    end_together(group, lambda: convert(source, args.store, group, Recipe(args.grains)))
     if group.rank == 0:
         store = Store.open(args.store)
         print(f"{args.store}: {store.config.architecture}, {store.grains} grains, {store.dtype}, digest {store.digest}")

@@ -1,4 +1,8 @@
-"""Element types of weights as numpy sees them; bfloat16, which numpy lacks, is its raw uint16."""
+"""Element types of weights as numpy sees them; bfloat16, which numpy lacks, is its raw uint16.
+
+int8 and int4 are codes that mean something with their scales: int8 has one scale per row (a unit's output), int4 one
+per GROUP inputs of a row. Two int4 codes share a byte, each with 8 added.
+"""
 
 from typing import Any
 
@@ -8,7 +12,12 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("<i1"),
+    "int4": np.dtype("<u1"),
 }
+SCALES = {"int8": "float32", "int4": "bfloat16"}  # type of the scales of each quantised type
+GROUP = 32  # inputs that share a scale of int4
+_INT4_ZERO = np.uint8(8)  # what is added to a code of int4
 
 
 def to_float32(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -26,6 +35,35 @@ def round_to(values: np.ndarray, dtype: str) -> np.ndarray:
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def dequantise(values: np.ndarray, dtype: str, scales: np.ndarray | None) -> np.ndarray:
+    """Widen stored values of any type to float32, quantised ones by their scales.
+
+    Args:
+        values: [..., O, I] as stored; int4 is [..., O, I / 2].
+        dtype: their type.
+        scales: int8: float32 [..., O]; int4: raw bfloat16 [..., O, I / GROUP]; None for the other types.
+    """
+    if scales is None:
+        return to_float32(values, dtype)
+    if dtype == "int8":
+        return values.astype(np.float32) * scales[..., None]
+    codes = int4_codes(values)
+    groups = codes.reshape(*codes.shape[:-1], -1, GROUP).astype(np.float32)
+    return (groups * to_float32(scales, "bfloat16")[..., None]).reshape(codes.shape)
+
+
+def pack_int4(codes: np.ndarray) -> np.ndarray:
+    """Pack codes from -8 to 7, int8 [..., I] with an even I: uint8 [..., I / 2], the even input in the low half."""
+    raw = codes.view(np.uint8) + _INT4_ZERO
+    return raw[..., 0::2] | (raw[..., 1::2] << np.uint8(4))
+
+
+def int4_codes(values: np.ndarray) -> np.ndarray:
+    """Inverse of `pack_int4`."""
+    halves = np.stack([values & np.uint8(15), values >> np.uint8(4)], axis=-1)
+    return (halves - _INT4_ZERO).view(np.int8).reshape(*values.shape[:-1], 2 * values.shape[-1])
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:

@@ -7,10 +7,11 @@ from steps import Chunk, block_tables, packed_step, schedule
 from thread_group import run_ranks
 
 from hpcinfer.comm.tree import TreeReducer
-from hpcinfer.kernels import create_kernels
+from hpcinfer.kernels import Placement, create_kernels, reference
+from hpcinfer.kernels.native import create_native_kernels
 from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
 from hpcinfer.model.shard import shard_plan
-from hpcinfer.model.weights_of import load_stage
+from hpcinfer.model.weights_of import LoadOptions, load_stage
 from hpcinfer.partition.mesh import Coord, Mesh
 from hpcinfer.weights.layout import read_units
 from hpcinfer.weights.schema import param_specs
@@ -34,6 +35,10 @@ class MemoryStore:
         values = self._values[name]
         return (values if units is None else values[units.start : units.stop]), self._dtype
 
+    def read_weight(self, name, units=None):
+        """The same of a weight, which is not quantised."""
+        return (*self.read(name, units), None)
+
 
 class _Gather:
     """What the tree all-reduce needs of a group, over one that gathers bytes."""
@@ -42,14 +47,20 @@ class _Gather:
         self.rank, self.size, self._group = group.rank, group.size, group
 
     def all_gather(self, send, receive, counts):
-        parts = self._group.all_gather_bytes(send.numpy().tobytes())
+        parts = self._group.all_gather_bytes(np.asarray(send).tobytes())
         assert [len(part) for part in parts] == [4 * count for count in counts]
-        receive.numpy().reshape(-1)[:] = np.frombuffer(b"".join(parts), np.float32)
+        np.asarray(receive).reshape(-1)[:] = np.frombuffer(b"".join(parts), np.float32)
+
+
+def native_was_built() -> bool:
+    """Whether this installation has the native kernels."""
+    return create_native_kernels(Placement()) is not None
 
 
 def run_replica(
-    store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block_size=16, dtype="auto", cache="float32"
-):
+    store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block_size=16, dtype="auto", cache="float32",
+    kernels="reference", threads=1,
+):  # fmt: skip
     """Logits of every position of every sequence: a list of float32 [L, V]."""
     lengths = [len(ids) for ids in token_ids]
     tables, num_blocks = block_tables(lengths, block_size)
@@ -58,7 +69,12 @@ def run_replica(
     shape = CacheShape(num_blocks, block_size, cache)
 
     def rank_main(group):
-        stages = [make_stage(store, Mesh(1, pp, tp), Coord(0, i, group.rank), group, shape, dtype) for i in range(pp)]
+        sets = [create_kernels(kernels, placement=Placement(threads, None)) for _ in range(pp)]
+        places = [Coord(0, i, group.rank) for i in range(pp)]
+        stages = [
+            make_stage(store, Mesh(1, pp, tp), place, group, shape, dtype=dtype, kernels=kernels)
+            for place, kernels in zip(places, sets, strict=True)
+        ]
         return [_forward(stages, step) for step in steps]
 
     ranks = run_ranks(tp, rank_main)
@@ -69,15 +85,23 @@ def run_replica(
     return _by_sequence(batches, logits, lengths, store)
 
 
-def make_stage(store, mesh, coord, group, shape, dtype):
+def make_stage(store, mesh, coord, group, shape, *, dtype="auto", kernels=None):
     """One rank's stage, its cache full of NaN."""
-    kernels, plan = create_kernels(), shard_plan(store.config, store.grains, mesh, coord)
+    kernels, plan = kernels or create_kernels("reference"), shard_plan(store.config, store.grains, mesh, coord)
     reducer = TreeReducer(_Gather(group), store.grains, kernels.empty)
-    weights = load_stage(store, kernels, plan, dtype)
+    weights = load_stage(store, kernels, plan, LoadOptions(dtype, max_len=512))
     cache = allocate_cache(kernels, store.config, plan, shape)
     for layer in cache:
-        layer[:, : shape.num_blocks] = float("nan")
-    return Stage(store.config, plan, weights, kernels, reducer, cache=cache, max_len=512)
+        poison(layer, shape.num_blocks)
+    return Stage(store.config, plan, weights, kernels, reducer, cache=cache)
+
+
+def poison(cache, num_blocks):
+    """Fill a cache with NaN."""
+    if isinstance(cache, reference.Cache):
+        cache.values[:, :num_blocks] = float("nan")
+    else:
+        cache.memory()[:] = 0xFF
 
 
 def _forward(stages, step):

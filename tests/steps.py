@@ -34,13 +34,15 @@ def packed_step(
     ]
     stops = np.array([chunk.stop for chunk in chunks])
     lengths = [len(place) for place in positions]
+    used = [tables[c.sequence][: -(-c.stop // block_size)] for c in chunks]
     return StepInput(
         token_ids=np.concatenate([token_ids[chunk.sequence][chunk.start : chunk.stop] for chunk in chunks]),
         positions=np.concatenate(positions),
         slots=np.concatenate(slots),
         query_starts=np.cumsum([0, *lengths]),
         context_lens=stops,
-        block_tables=tuple(tables[c.sequence][: -(-c.stop // block_size)] for c in chunks),
+        block_tables=np.concatenate(used),
+        table_starts=np.cumsum([0, *map(len, used)]),
         logit_tokens=np.arange(sum(lengths)),
     )
 

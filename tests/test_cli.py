@@ -20,6 +20,7 @@ class Sample:
     count: int = option(3, "how many, 50% of them")
     ratio: float | None = option(None, "how much")
     is_on: bool = option(False, "whether")
+    checks: bool = option(True, "trust everything")
     kind: str = option("a", "which", choices=("a", "b"))
     size_name: str = option("small", "how large", "-s")
     words: tuple[str, ...] = option((), "several")
@@ -50,8 +51,8 @@ def test_without_flags_everything_is_as_declared(config):
 
 
 def test_flags_are_the_fields():
-    argv = ["--path", "x", "--count", "7", "--ratio", "0.5", "--is-on", "--kind", "b", "-s", "large"]
-    assert read(*argv) == Sample("x", 7, 0.5, True, "b", "large")
+    argv = ["--path", "x", "--count", "7", "--ratio", "0.5", "--is-on", "--no-checks", "--kind", "b", "-s", "large"]
+    assert read(*argv) == Sample("x", 7, 0.5, True, False, "b", "large")
 
 
 def test_repeated_flags_make_a_tuple():
@@ -62,7 +63,8 @@ def test_repeated_flags_make_a_tuple():
 def test_only_declared_options_are_flags():
     flags = {flag for action in parser_of(Sample)._actions for flag in action.option_strings}
     assert flags == {
-        "-h", "--help", "--path", "--count", "--ratio", "--is-on", "--kind", "--size-name", "-s", "--words", "--ids",
+        "-h", "--help", "--path", "--count", "--ratio", "--is-on", "--no-checks", "--kind", "--size-name", "-s",
+        "--words", "--ids",
     }  # fmt: skip
 
 
@@ -70,7 +72,8 @@ def test_only_declared_options_are_flags():
 def test_every_option_has_help_and_a_flag(config):
     text, fields = parser_of(config).format_help(), [f for f in dataclasses.fields(config) if "help" in f.metadata]
     for field in fields:
-        assert "--" + field.name.replace("_", "-") in text and field.metadata["help"]
+        prefix = "--no-" if field.default is True else "--"
+        assert prefix + field.name.replace("_", "-") in text and field.metadata["help"]
 
 
 def test_help_says_defaults_and_percents():
@@ -82,7 +85,7 @@ def test_help_says_defaults_and_percents():
 @pytest.mark.parametrize(("argv", "words"), [
     (["--unknown", "1"], "--unknown"), (["--count", "many"], "--count: invalid int value: 'many'"),
     (["--ratio", "x"], "--ratio"), (["--kind", "c"], "--kind"), (["--path"], "--path: expected one argument"),
-    (["--is-on=1"], "--is-on"), (["--coun", "1"], "--coun"), (["--hidden", "1"], "--hidden"),
+    (["--is-on=1"], "--is-on"), (["--checks"], "--checks"), (["--coun", "1"], "--coun"), (["--hidden", "1"], "--hidden"),
     (["--ids", "x"], "--ids: 'x'"),
 ])  # fmt: skip
 def test_wrong_flags_are_refused_by_name(capsys, argv, words):

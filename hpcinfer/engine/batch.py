@@ -1,5 +1,6 @@
 """A batch: the works of one step as the packed integers that kernels read, and which logits are wanted."""
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -31,35 +32,52 @@ class Batch(NamedTuple):
 
 
 def build_batch(works: list[Work], block_size: int) -> Batch:
-    """Pack works, in order."""
-    counts = [work.stop - work.start for work in works]
-    starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    tables = tuple(np.asarray(work.sequence.blocks, np.int64) for work in works)
-    positions = [np.arange(work.start, work.stop, dtype=np.int64) for work in works]
-    slots = [t[p // block_size] * block_size + p % block_size for t, p in zip(tables, positions, strict=True)]
-    rows = [row for work in works for row in _rows(work)]
+    """Pack works, at least one, in order."""
+    sequences, starts, stops = zip(*works, strict=True)
+    first, last = np.array(starts, np.int64), np.array(stops, np.int64)
+    counts = last - first
+    query_starts = _running_sum(counts)
+    table_starts = _running_sum([len(sequence.blocks) for sequence in sequences])
+    tables = np.frombuffer(bytearray().join(sequence.blocks for sequence in sequences), np.int64)
+    offsets = query_starts[:-1] - first  # from a position to its token in the batch
+    positions = np.arange(query_starts[-1]) - np.repeat(offsets, counts)
+    entries = np.repeat(table_starts[:-1], counts) + positions // block_size
+    rows, logit_tokens = _logit_rows(works, offsets.tolist())
     step = StepInput(
-        token_ids=np.concatenate([_ids(work) for work in works]),
-        positions=np.concatenate(positions),
-        slots=np.concatenate(slots),
-        query_starts=starts,
-        context_lens=np.asarray([work.stop for work in works], np.int64),
+        token_ids=_token_ids(works, len(positions)),
+        positions=positions,
+        slots=tables[entries] * block_size + positions % block_size,
+        query_starts=query_starts,
+        context_lens=last,
         block_tables=tables,
-        logit_tokens=_logit_tokens(works, starts),
+        table_starts=table_starts,
+        logit_tokens=np.array(logit_tokens, np.int64),
     )
     return Batch(works, step, rows)
 
 
-def _ids(work: Work) -> np.ndarray:
-    return np.asarray(work.sequence.token_ids[work.start : work.stop], np.int64)
+def _running_sum(counts: list[int] | np.ndarray) -> np.ndarray:
+    """Where each one begins, and where the last one ends."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
 
 
-def _rows(work: Work) -> list[LogitRow]:
-    rows = [LogitRow(work.sequence, position, False) for position in work.scored]
-    return rows + [LogitRow(work.sequence, work.stop - 1, True)] * work.samples
+def _token_ids(works: list[Work], num_tokens: int) -> np.ndarray:
+    parts = (sequence.token_ids[start:stop] for sequence, start, stop in works)
+    return np.fromiter(chain.from_iterable(parts), np.int64, num_tokens)
 
 
-def _logit_tokens(works: list[Work], starts: np.ndarray) -> np.ndarray:
-    offsets = [int(start) - work.start for work, start in zip(works, starts, strict=False)]
-    tokens = [offset + row.position for work, offset in zip(works, offsets, strict=True) for row in _rows(work)]
-    return np.asarray(tokens, np.int64)
+def _logit_rows(works: list[Work], offsets: list[int]) -> tuple[list[LogitRow], list[int]]:
+    """Which logits are wanted, and of which tokens of the batch."""
+    rows: list[LogitRow] = []
+    tokens: list[int] = []
+    for work, offset in zip(works, offsets, strict=True):
+        sequence, _, stop = work
+        if sequence.num_scored < sequence.num_prompt:
+            rows += [LogitRow(sequence, position, False) for position in work.scored]
+            tokens += [offset + position for position in work.scored]
+        if work.samples:
+            rows.append(LogitRow(sequence, stop - 1, True))
+            tokens.append(offset + stop - 1)
+    return rows, tokens

@@ -50,7 +50,8 @@ class Engine:
         digest = self._scheduler.digest() if self._debug_lockstep else bytes(8)
         if leader is not None:
             record = leader.write(self._step, self._in_flight, digest)
-            self._pipeline.send_record(record.to_bytes())
+            if self._pipeline.replica.size > 1:
+                self._pipeline.send_record(record.to_bytes())
             return record
         with self._metrics.phase("waiting for the leader"):
             record = StepRecord.from_bytes(self._pipeline.receive_record())

@@ -1,7 +1,6 @@
 """What only the leader does: requests in, texts and stop strings, finished rows out, the step record."""
 
 from collections import deque
-from itertools import islice
 
 from hpcinfer.engine.batch import Batch
 from hpcinfer.engine.frontend import Frontend
@@ -49,12 +48,16 @@ class Leader:
             with self._metrics.phase("waiting for results"):
                 results = decode_results(self._pipeline.receive_results(), len(batch.rows))
         with self._metrics.phase("input and output"):
-            rows = iter(results)
-            return [self._verdict(work, list(islice(rows, len(work.scored) + work.samples))) for work in batch.works]
+            verdicts, start = [], 0
+            for work in batch.works:
+                stop = start + work.num_rows
+                verdicts.append(self._verdict(work, results[start:stop]))
+                start = stop
+            return verdicts
 
     def _verdict(self, work: Work, results: list[RowResult]) -> tuple[int, Finish]:
-        token_id = results[-1].token_id if work.samples else NO_TOKEN
         finish = self.outputs.extend(work, results)
+        token_id = results[-1].token_id if work.samples else NO_TOKEN
         if finish is not Finish.NONE and (choices := self.outputs.close(work.sequence, finish)):
             self._frontend.finish(work.sequence.request.row, choices)
         return token_id, finish

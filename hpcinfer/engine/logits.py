@@ -4,18 +4,24 @@ A row is the logits of one position over contiguous vocabulary ids, float32. Onl
 elementwise arithmetic are used, sums run in one order: the same row gives the same token everywhere.
 """
 
+from __future__ import annotations
+
 import struct
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hpcinfer.config import SamplingParams
-from hpcinfer.engine.sequence import Sequence
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.partition.grains import Span, tree_reduce
 
+if TYPE_CHECKING:
+    from hpcinfer.engine.sequence import Sequence
+
 _KEY = struct.Struct("<qqqq")
+_SOME_LIKELY = (64, 1024)  # tokens that mostly hold top_p of the probability: looked at before all
 _COLDEST, _HOTTEST = 1e-20, 1e20  # temperatures beyond choose the same tokens and leave the range of float32
 
 
@@ -62,18 +68,66 @@ def adjust(row: np.ndarray, first_id: int, sequence: Sequence, eos_ids: tuple[in
 
 
 def sample(row: np.ndarray, params: SamplingParams, u: float, kernels: Kernels) -> int:
-    """Choose a token id from adjusted logits [V]: temperature, min_p, top_k, top_p, in this order; `u` in [0, 1)."""
+    """Choose a token id from adjusted logits [V]: temperature, min_p, top_k, top_p, in this order; `u` in [0, 1).
+
+    The probabilities that top_p is a share of are added by id where all tokens take part, else from the highest down.
+    NaN counts as minus infinity.
+    """
     best = int(row.argmax())
-    if params.is_greedy or not np.isfinite(row[best]):  # NaN, or every token forbidden: no distribution to draw from
+    if np.isnan(row[best]):  # which numpy takes for the largest
+        row = np.where(np.isnan(row), np.float32(-np.inf), row)
+        best = int(row.argmax())
+    if params.is_greedy or not np.isfinite(row[best]):  # every token forbidden: no distribution to draw from
         return best
-    temperature = np.float32(min(max(params.temperature, _COLDEST), _HOTTEST))
-    weights = kernels.exp((row - row[best]) / temperature)
-    ids = _candidates(row, weights, params)
-    sums = np.cumsum(weights[ids], dtype=np.float64)
-    if params.top_p < 1.0:
-        sums = sums[: int(np.searchsorted(sums, params.top_p * sums[-1])) + 1]
-    index = int(np.searchsorted(sums, u * sums[-1], side="right"))
-    return int(ids[min(index, len(sums) - 1)])
+    draw = _Draw(row, row[best], params, kernels)
+    if params.top_k > 0:
+        ids, sums = draw.most_likely()
+    elif params.top_p < 1.0:
+        ids, sums = draw.nucleus()
+    else:
+        ids, sums = None, np.cumsum(draw.weights(row), dtype=np.float64)
+    index = min(int(np.searchsorted(sums, u * sums[-1], side="right")), len(sums) - 1)
+    return index if ids is None else int(ids[index])
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A row to draw from, its highest value, and how. Results are ids by logit descending, and sums of weights."""
+
+    row: np.ndarray
+    peak: np.float32
+    params: SamplingParams
+    kernels: Kernels
+
+    def weights(self, values: np.ndarray) -> np.ndarray:
+        """Probabilities in units of the highest one; zero where min_p forbids."""
+        temperature = np.float32(min(max(self.params.temperature, _COLDEST), _HOTTEST))
+        weights = self.kernels.exp((values - self.peak) / temperature)
+        if self.params.min_p > 0.0:
+            weights[weights < np.float32(self.params.min_p)] = 0.0
+        return weights
+
+    def most_likely(self) -> tuple[np.ndarray, np.ndarray]:
+        """What top_k leaves, and of that top_p."""
+        ids = self.kernels.largest(self.row, self.params.top_k)
+        sums = np.cumsum(self.weights(self.row[ids]), dtype=np.float64)
+        return ids, _head(sums, self.params.top_p * sums[-1]) if self.params.top_p < 1.0 else sums
+
+    def nucleus(self) -> tuple[np.ndarray, np.ndarray]:
+        """What top_p leaves: only as many ids are sorted as are needed."""
+        weights = self.weights(self.row)
+        wanted = self.params.top_p * np.cumsum(weights, dtype=np.float64)[-1]
+        for count in (*_SOME_LIKELY, len(self.row)):
+            ids = self.kernels.largest(self.row, count)
+            sums = np.cumsum(weights[ids], dtype=np.float64)
+            if sums[-1] >= wanted:
+                break
+        return ids, _head(sums, wanted)
+
+
+def _head(sums: np.ndarray, wanted: float) -> np.ndarray:
+    """Sums up to the first that reaches what is wanted."""
+    return sums[: int(np.searchsorted(sums, wanted)) + 1]
 
 
 def log_total(grains: np.ndarray, grain_sizes: tuple[int, ...], kernels: Kernels) -> np.ndarray:
@@ -87,33 +141,13 @@ def log_total(grains: np.ndarray, grain_sizes: tuple[int, ...], kernels: Kernels
     return peak.astype(np.float64) + kernels.log(total).astype(np.float64)
 
 
-def score(row: np.ndarray, log_sum: float, token_id: int, num_top: int) -> TokenScore:
+def score(row: np.ndarray, log_sum: float, token_id: int, num_top: int, kernels: Kernels) -> TokenScore:
     """Log-probabilities of a token and of the `num_top` most likely ones, from raw logits [V]."""
-    ids = _largest(row, num_top) if num_top else np.empty(0, np.int64)
-    top = tuple((int(i), float(row[i]) - log_sum) for i in ids)
+    ids = kernels.largest(row, num_top).tolist() if num_top else []
+    top = tuple((i, float(row[i]) - log_sum) for i in ids)
     return TokenScore(token_id, float(row[token_id]) - log_sum, top)
 
 
-def _candidates(row: np.ndarray, weights: np.ndarray, params: SamplingParams) -> np.ndarray:
-    """Ids that min_p and top_k leave; by logit descending when a filter needs the order, else ascending."""
-    if params.top_k > 0:
-        ids = _largest(row, params.top_k)
-    elif params.top_p < 1.0:
-        ids = np.argsort(-row, kind="stable")
-    else:
-        ids = np.arange(len(row))
-    return ids[weights[ids] >= np.float32(params.min_p)]
-
-
-def _largest(row: np.ndarray, count: int) -> np.ndarray:
-    """Ids of the `count` largest values: value descending, id ascending."""
-    if count >= len(row):
-        return np.argsort(-row, kind="stable")
-    threshold = np.partition(row, len(row) - count)[len(row) - count]
-    ids = np.flatnonzero(row >= threshold)
-    return ids[np.argsort(-row[ids], kind="stable")][:count]
-
-
-def _inside(token_ids: "tuple[int, ...] | list[int]", first_id: int, length: int) -> np.ndarray:
+def _inside(token_ids: tuple[int, ...] | list[int], first_id: int, length: int) -> np.ndarray:
     local = np.unique(np.asarray(token_ids, np.int64)) - first_id
     return local[(local >= 0) & (local < length)]

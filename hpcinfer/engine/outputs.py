@@ -21,6 +21,7 @@ class _Output:
     """What has come of one sequence."""
 
     stream: TextStream
+    end_ids: frozenset[int]  # tokens that end it
     token_ids: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
@@ -38,11 +39,11 @@ class Outputs:
         """Expect the tokens of new sequences."""
         for sequence in sequences:
             params = sequence.request.sampling
-            self._open[sequence.seq_id] = _Output(
-                TextStream(
-                    self._tokenizer, params.stop, prompt_ids=sequence.request.prompt_ids, min_tokens=params.min_tokens
-                )
+            stream = TextStream(
+                self._tokenizer, params.stop, prompt_ids=sequence.request.prompt_ids, min_tokens=params.min_tokens
             )
+            end_ids = frozenset(params.stop_token_ids if params.ignore_eos else params.stop_token_ids + self._eos_ids)
+            self._open[sequence.seq_id] = _Output(stream, end_ids)
 
     def extend(self, work: Work, results: list[RowResult]) -> Finish:
         """Take over what a work gave; says whether its sequence ends here."""
@@ -51,11 +52,11 @@ class Outputs:
             output.prompt_scores += [result.score for result in results if result.score]
             is_scored = params.max_tokens == 0 and work.stop == work.sequence.num_prompt
             return Finish.LENGTH if is_scored else Finish.NONE
-        *scored, sampled = results
-        output.prompt_scores += [result.score for result in scored if result.score]
+        sampled = results[-1]
         if sampled.score:
+            output.prompt_scores += [result.score for result in results[:-1] if result.score]
             output.scores.append(sampled.score)
-        return self._append(output, sampled.token_id, work.sequence)
+        return _append(output, sampled.token_id, params.max_tokens)
 
     def close(self, sequence: Sequence, finish: Finish) -> tuple[Choice, ...]:
         """End a sequence; gives all choices of its row when it was the last of them, else none."""
@@ -65,14 +66,6 @@ class Outputs:
         if len(choices) < request.sampling.n:
             return ()
         return tuple(sorted(self._choices.pop(request.row), key=lambda choice: choice.index))
-
-    def _append(self, output: _Output, token_id: int, sequence: Sequence) -> Finish:
-        params = sequence.request.sampling
-        output.token_ids.append(token_id)
-        ends = token_id in params.stop_token_ids or (token_id in self._eos_ids and not params.ignore_eos)
-        if ends or output.stream.append(token_id):
-            return Finish.STOP
-        return Finish.LENGTH if len(output.token_ids) >= params.max_tokens else Finish.NONE
 
     def _choice(self, index: int, output: _Output, sequence: Sequence, finish: Finish) -> Choice:
         params = sequence.request.sampling
@@ -88,6 +81,13 @@ class Outputs:
             logprobs=None if params.logprobs is None else tuple(_logprob(score) for score in output.scores),
             prompt_logprobs=prompt_logprobs,
         )
+
+
+def _append(output: _Output, token_id: int, max_tokens: int) -> Finish:
+    output.token_ids.append(token_id)
+    if token_id in output.end_ids or output.stream.append(token_id):
+        return Finish.STOP
+    return Finish.LENGTH if len(output.token_ids) >= max_tokens else Finish.NONE
 
 
 def _logprob(score: TokenScore) -> TokenLogprob:

@@ -9,6 +9,7 @@ from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Finish
 
 _HEADER = struct.Struct("<q?ii8s")  # step, last, works, requests, digest
+_FINISHES = tuple(Finish)  # by value
 NO_TOKEN = -1
 
 
@@ -28,22 +29,20 @@ class StepRecord:
         header = _HEADER.pack(self.step, self.is_last, len(self.token_ids), len(self.requests), self.digest)
         requests = [request.to_bytes() for request in self.requests]
         lengths = np.asarray([len(data) for data in requests], np.int32)
-        arrays = (np.asarray(self.token_ids, np.int32), np.asarray(self.finishes, np.uint8), lengths)
-        return b"".join([header, *(array.tobytes() for array in arrays), *requests])
+        token_ids = np.asarray(self.token_ids, np.int32).tobytes()
+        return b"".join([header, token_ids, bytes(self.finishes), lengths.tobytes(), *requests])
 
     @staticmethod
     def from_bytes(data: bytes) -> "StepRecord":
         """Decode what `to_bytes` made."""
         step, is_last, num_works, num_requests, digest = _HEADER.unpack_from(data)
         at = _HEADER.size
-        token_ids = np.frombuffer(data, np.int32, num_works, at)
-        finishes = np.frombuffer(data, np.uint8, num_works, at + 4 * num_works)
+        token_ids = tuple(np.frombuffer(data, np.int32, num_works, at).tolist())
+        finishes = tuple(_FINISHES[value] for value in data[at + 4 * num_works : at + 5 * num_works])
         at += 5 * num_works
         lengths = np.frombuffer(data, np.int32, num_requests, at)
         ends = np.cumsum(lengths, dtype=np.int64) + at + 4 * num_requests
         requests = tuple(
             Request.from_bytes(data[end - length : end]) for end, length in zip(ends, lengths, strict=True)
         )
-        return StepRecord(
-            step, tuple(token_ids.tolist()), tuple(Finish(f) for f in finishes.tolist()), requests, is_last, digest
-        )
+        return StepRecord(step, token_ids, finishes, requests, is_last, digest)

@@ -22,7 +22,7 @@ from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
 from hpcinfer.model.shard import kv_bytes_per_token, shard_plan
-from hpcinfer.model.weights_of import WeightSource, load_stage
+from hpcinfer.model.weights_of import LoadOptions, WeightSource, load_stage
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.units import format_bytes, parse_bytes
@@ -38,9 +38,10 @@ class ReplicaOptions:
     """What a replica is built from besides the store."""
 
     engine: EngineOptions
-    dtype: str  # of weights and KV cache
+    dtype: str  # of weights
     max_model_len: int  # tokens
     seed: int
+    cache_dtype: str = "float32"  # of the KV cache
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ def resolve_max_model_len(config: ModelConfig, wanted: int | None) -> int:
 
 
 def resolve_dtype(wanted: str) -> str:
-    """Resolve the precision of weights and KV cache; "auto" is float32 on CPUs, which holds every stored value."""
+    """Resolve the precision of weights; "auto" is float32 on CPUs, which holds every stored value."""
     return "float32" if wanted == "auto" else wanted
+
+
+def resolve_cache_dtype(wanted: str, dtype: str) -> str:
+    """Resolve the precision of the KV cache; "auto" is that of the weights, before any quantisation."""
+    return resolve_dtype(dtype) if wanted == "auto" else wanted
 
 
 def build_replica(
@@ -95,15 +101,16 @@ def build_replica(
     replica = world.split(coord.dp, world.rank)
     tp_group = replica.split(coord.pp, replica.rank)
     plan = shard_plan(config, store.grains, mesh, coord)
-    weights = on_all(world, lambda: load_stage(store, kernels, plan, options.dtype))
-    block_bytes = kv_bytes_per_token(config, plan, options.dtype) * options.engine.block_size
+    loading = LoadOptions(options.dtype, options.max_model_len)
+    weights = on_all(world, lambda: load_stage(store, kernels, plan, loading))
+    block_bytes = kv_bytes_per_token(config, plan, options.cache_dtype) * options.engine.block_size
     mine = on_all(world, lambda: _possible_blocks(block_bytes, mesh, options))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
-    shape = CacheShape(num_blocks, options.engine.block_size, options.dtype)
+    shape = CacheShape(num_blocks, options.engine.block_size, options.cache_dtype)
     cache = on_all(world, lambda: allocate_cache(kernels, config, plan, shape))
     reducer = TreeReducer(tp_group, store.grains, kernels.empty)
-    stage = Stage(config, plan, weights, kernels, reducer, cache=cache, max_len=options.max_model_len)
+    stage = Stage(config, plan, weights, kernels, reducer, cache=cache)
     sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
     pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp))
     runner = Runner(stage, sampler, pipeline, kernels, config.hidden_size, config.eos_token_ids, metrics)

@@ -1,6 +1,5 @@
 """A request: what one row asks for, immutable, and its bytes in a step record."""
 
-import dataclasses
 import json
 import struct
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from hpcinfer.config import SamplingParams
 
 _HEADER = struct.Struct("<qii")  # row, prompt tokens, bytes of JSON
-_DEFAULTS = dataclasses.asdict(SamplingParams())
+_DEFAULTS = vars(SamplingParams())
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Request:
 
     def to_bytes(self) -> bytes:
         """Encode; sampling as JSON of what differs from the defaults (floats survive exactly)."""
-        values = dataclasses.asdict(self.sampling)
-        options = json.dumps({name: value for name, value in values.items() if value != _DEFAULTS[name]}).encode()
+        values = vars(self.sampling).items()
+        options = json.dumps({name: value for name, value in values if value != _DEFAULTS[name]}).encode()
         ids = np.asarray(self.prompt_ids, dtype=np.int32).tobytes()
         return _HEADER.pack(self.row, len(self.prompt_ids), len(options)) + ids + options
 

@@ -61,36 +61,46 @@ class Sampler:
         Returns:
             R results on the root (tp rank 0), nothing elsewhere.
         """
-        is_short = np.asarray([_is_short(row) for row in rows], bool)
-        short = self._best_pairs(logits[is_short], [row for row in rows if _is_short(row)], eos_ids)
-        whole = self._whole_rows(logits[~is_short])
+        short = [i for i, row in enumerate(rows) if row.sequence.takes_best or _is_short(row)]
+        ids = self._best_ids(logits, rows, short, eos_ids) if short else []
+        if len(short) == len(rows):
+            return [RowResult(token_id, None) for token_id in ids]
+        is_short = set(short)
+        long = [i for i in range(len(rows)) if i not in is_short]
+        whole = self._whole_rows(_rows_of(logits, long))
         if self._group.rank != 0:
             return []
-        long_results = iter(self._finish_rows(whole, [row for row in rows if not _is_short(row)], eos_ids))
-        short_results = iter(short)
-        return [next(short_results) if is_pair else next(long_results) for is_pair in is_short]
+        results = dict(zip(short, (RowResult(token_id, None) for token_id in ids), strict=True))
+        results |= zip(long, self._finish_rows(whole, [rows[i] for i in long], eos_ids), strict=True)
+        return [results[i] for i in range(len(rows))]
 
-    def _best_pairs(self, logits: np.ndarray, rows: list[LogitRow], eos_ids: tuple[int, ...]) -> list[RowResult]:
-        if not rows:
-            return []
-        local, first_id = compact(logits, self._shards.sizes(self._run)), self._shards.first_id(self._group.rank)
-        pairs = np.empty(len(rows), _PAIR)
-        for i, row in enumerate(rows):
-            values = local[i]
-            if adjusts(row.sequence.request.sampling, row.sequence.num_output):
-                values = adjust(values, first_id, row.sequence, eos_ids)
-            best = int(values.argmax()) if len(values) else 0
-            pairs[i] = (values[best] if len(values) else -np.inf, first_id + best)
-        gathered = np.empty((self._group.size, len(rows)), _PAIR)
-        counts = [2 * len(rows)] * self._group.size
+    def _best_ids(
+        self, logits: np.ndarray, rows: list[LogitRow], short: list[int], eos_ids: tuple[int, ...]
+    ) -> list[int]:
+        """Ids of the largest logits of short rows; none but on the root."""
+        sizes, first_id = self._shards.sizes(self._run), self._shards.first_id(self._group.rank)
+        values, places = self._kernels.argmax(logits, sizes)
+        for i in short:
+            sequence = rows[i].sequence
+            if not sequence.takes_best and adjusts(sequence.request.sampling, sequence.num_output):
+                adjusted = adjust(compact(logits[i : i + 1], sizes)[0], first_id, sequence, eos_ids)
+                best = self._kernels.argmax(adjusted.reshape(1, 1, -1), (len(adjusted),))
+                values[i], places[i] = best.values[0], best.places[0]
+        pairs = np.empty(len(short), _PAIR)
+        pairs["value"], pairs["token_id"] = _rows_of(values, short), first_id + _rows_of(places, short)
+        gathered = np.empty((self._group.size, len(short)), _PAIR)
+        counts = [2 * len(short)] * self._group.size
         self._group.gather(pairs.view(np.float32), gathered.view(np.float32), counts)
+        if self._group.rank != 0:
+            return []
         winners = gathered["value"].argmax(axis=0)  # the first of equals: the lowest id
-        return [RowResult(int(gathered["token_id"][rank, i]), None) for i, rank in enumerate(winners)]
+        ids: list[int] = gathered["token_id"][winners, np.arange(len(short))].tolist()
+        return ids
 
     def _whole_rows(self, logits: np.ndarray) -> np.ndarray:
         """Gather rows on the root as [R, G, U] over all grains."""
         num_rows, _, unit = logits.shape
-        if num_rows == 0 or self._group.size == 1:
+        if self._group.size == 1:
             return logits
         counts = [num_rows * len(run) * unit for run in self._shards.runs]
         buffer = np.empty(sum(counts) if self._group.rank == 0 else 0, np.float32)
@@ -105,30 +115,34 @@ class Sampler:
         return np.concatenate(parts, axis=1)
 
     def _finish_rows(self, whole: np.ndarray, rows: list[LogitRow], eos_ids: tuple[int, ...]) -> list[RowResult]:
-        if not rows:
-            return []
         sizes = self._shards.sizes(range(len(self._shards.grain_ids)))
-        log_sums = log_total(whole, sizes, self._kernels)
-        return [
-            self._finish_row(values, float(log_sum), row, eos_ids)
-            for values, log_sum, row in zip(compact(whole, sizes), log_sums, rows, strict=True)
-        ]
+        scored = [i for i, row in enumerate(rows) if row.sequence.request.sampling.logprobs is not None]
+        log_sums = iter(log_total(_rows_of(whole, scored), sizes, self._kernels).tolist() if scored else [])
+        results = []
+        for i, row in enumerate(rows):
+            values = compact(whole[i : i + 1], sizes)[0]
+            token_id = self._next_id(values, row, eos_ids)
+            num_top = row.sequence.request.sampling.logprobs
+            found = None if num_top is None else score(values, next(log_sums), token_id, num_top, self._kernels)
+            results.append(RowResult(token_id, found))
+        return results
 
-    def _finish_row(self, values: np.ndarray, log_sum: float, row: LogitRow, eos_ids: tuple[int, ...]) -> RowResult:
+    def _next_id(self, values: np.ndarray, row: LogitRow, eos_ids: tuple[int, ...]) -> int:
+        """The token that is sampled from raw logits [V]; that of the prompt where it is scored."""
         request, sequence = row.sequence.request, row.sequence
         params = request.sampling
-        if row.samples:
-            adjusted = values
-            if adjusts(params, sequence.num_output):
-                adjusted = adjust(values, 0, sequence, eos_ids)
-            seed = self._seed if params.seed is None else params.seed
-            u = uniform(seed, request.row, sequence.choice, row.position + 1)
-            token_id = sample(adjusted, params, u, self._kernels)
-        else:
-            token_id = request.prompt_ids[row.position + 1]
-        if params.logprobs is None:
-            return RowResult(token_id, None)
-        return RowResult(token_id, score(values, log_sum, token_id, params.logprobs))
+        if not row.samples:
+            return request.prompt_ids[row.position + 1]
+        if adjusts(params, sequence.num_output):
+            values = adjust(values, 0, sequence, eos_ids)
+        seed = self._seed if params.seed is None else params.seed
+        u = uniform(seed, request.row, sequence.choice, row.position + 1)
+        return sample(values, params, u, self._kernels)
+
+
+def _rows_of(array: np.ndarray, rows: list[int]) -> np.ndarray:
+    """Some rows of an array; itself if they are all."""
+    return array if len(rows) == len(array) else array[rows]
 
 
 def compact(logits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:

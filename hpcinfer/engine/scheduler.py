@@ -1,10 +1,11 @@
 """The scheduler: which tokens of which sequences make the next batch. Integers only, replicated on every rank.
 
 Decides from replicated data and ordered containers alone: no clock, no set, no hash order. Sequences of
-micro-batches in flight are left alone until their step record is committed.
+micro-batches in flight are left alone until their step record is committed. What several sequences begin with is
+computed once: one of them computes it, the others wait and are passed by those behind them.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -15,6 +16,8 @@ from hpcinfer.engine.block_manager import BlockManager
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Finish, Sequence
 from hpcinfer.report.metrics import Metrics
+
+_BY_ID = attrgetter("seq_id")
 
 
 class Work(NamedTuple):
@@ -35,6 +38,12 @@ class Work(NamedTuple):
         """Positions whose logits give the log-probability of the next prompt token."""
         sequence = self.sequence
         return range(max(self.start, sequence.num_scored - 1), min(self.stop, sequence.num_prompt - 1))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are wanted of it."""
+        sequence = self.sequence
+        return self.samples + (len(self.scored) if sequence.num_scored < sequence.num_prompt else 0)
 
 
 @dataclass(frozen=True)
@@ -58,17 +67,23 @@ class _Draft:
     tokens_left: int
     sequences_left: int
     works: list[Work] = field(default_factory=list)
+    num_decodes: int = 0  # works behind their prompt
+    num_chunks: int = 0  # works that end inside their prompt
 
     @property
     def room(self) -> int:
         """Tokens that one more sequence may have."""
         return self.tokens_left if self.sequences_left > 0 else 0
 
-    def add(self, work: Work) -> None:
-        """Take a work in."""
+    def add(self, sequence: Sequence, stop: int) -> None:
+        """Take in what a sequence has not computed of its first `stop` tokens; it is in flight now."""
+        work = Work(sequence, sequence.num_computed, stop)
+        sequence.is_in_flight = True
         self.works.append(work)
-        self.tokens_left -= work.stop - work.start
+        self.tokens_left -= stop - work.start
         self.sequences_left -= 1
+        self.num_decodes += work.start >= sequence.num_prompt
+        self.num_chunks += stop < sequence.num_prompt
 
 
 class Scheduler:
@@ -97,13 +112,13 @@ class Scheduler:
         draft = _Draft(self.limits.max_num_batched_tokens, self._batch_sequences())
         preemptions = self._metrics.counts["preemptions"]
         for sequence in list(self.running):
-            self._schedule_running(sequence, draft)
+            if draft.room == 0:
+                break
+            if not sequence.is_in_flight and sequence.blocks:  # without: preempted a moment ago, by one before it
+                self._schedule_running(sequence, draft)
         if self._metrics.counts["preemptions"] == preemptions:
-            while self.waiting and self._admit(self.waiting[0], draft):
-                insort(self.running, self.waiting.popleft(), key=attrgetter("seq_id"))
-        for work in draft.works:
-            work.sequence.is_in_flight = True
-        self._observe(draft.works)
+            self._admit_waiting(draft)
+        self._observe(draft)
         return draft.works
 
     def commit(self, work: Work, token_id: int | None, finish: Finish) -> None:
@@ -117,7 +132,7 @@ class Scheduler:
             sequence.token_ids.append(token_id)
         if finish is not Finish.NONE:
             self.blocks.release(sequence)
-            self.running.remove(sequence)
+            self._stop_running(sequence)
 
     def digest(self) -> bytes:
         """Fingerprint of all decisions so far, equal on every rank of a replica."""
@@ -128,25 +143,39 @@ class Scheduler:
         return state.digest()
 
     def _schedule_running(self, sequence: Sequence, draft: _Draft) -> None:
-        if sequence.is_in_flight or draft.room == 0 or not sequence.blocks:
-            return  # without blocks: preempted a moment ago, by one before it
         stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
         if self._make_room(sequence, stop):
-            self.blocks.grow(sequence, stop)
-            draft.add(Work(sequence, sequence.num_computed, stop))
+            self._take(sequence, stop, draft)
+
+    def _take(self, sequence: Sequence, stop: int, draft: _Draft) -> None:
+        self.blocks.grow(sequence, stop)
+        self.blocks.announce(sequence)
+        draft.add(sequence, stop)
+
+    def _admit_waiting(self, draft: _Draft) -> None:
+        """Admit in order. One whose prefix a running sequence computes waits for it, and is asked first the next time;
+        nobody passes one that lacks room."""
+        passed: list[Sequence] = []
+        while self.waiting and draft.room > 0 and len(self.running) < self.limits.max_running:
+            sequence = self.waiting[0]
+            if _shares(sequence) and self.blocks.is_coming(sequence):
+                passed.append(self.waiting.popleft())
+            elif self._admit(sequence, draft):
+                insort(self.running, self.waiting.popleft(), key=_BY_ID)
+            else:
+                break
+        self._metrics.count("prefix_waits", len(passed))
+        self.waiting.extendleft(reversed(passed))
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
-        if draft.room == 0 or len(self.running) >= self.limits.max_running:
-            return False
-        if sequence.num_scored == sequence.num_prompt:
+        if _shares(sequence):
             self.blocks.reuse_prefix(sequence)
         stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
         if not self.blocks.can_grow(sequence, stop):
             self.blocks.release(sequence)
             return False
         self._metrics.count("reused_tokens", sequence.num_computed)
-        self.blocks.grow(sequence, stop)
-        draft.add(Work(sequence, sequence.num_computed, stop))
+        self._take(sequence, stop, draft)
         return True
 
     def _batch_sequences(self) -> int:
@@ -167,14 +196,21 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._metrics.count("preemptions")
         self.blocks.release(sequence)
-        self.running.remove(sequence)
+        self._stop_running(sequence)
         self.waiting.appendleft(sequence)
 
-    def _observe(self, works: list[Work]) -> None:
-        if works:
-            decodes = sum(work.start >= work.sequence.num_prompt for work in works)
+    def _stop_running(self, sequence: Sequence) -> None:
+        del self.running[bisect_left(self.running, sequence.seq_id, key=_BY_ID)]
+
+    def _observe(self, draft: _Draft) -> None:
+        if draft.works:
             self._metrics.count("steps")
-            self._metrics.count("mixed_batches", int(0 < decodes < len(works)))
-            self._metrics.count("chunks", sum(w.stop < w.sequence.num_prompt for w in works))
-            self._metrics.peak("batch_sequences", len(works))
-            self._metrics.peak("batch_tokens", sum(work.stop - work.start for work in works))
+            self._metrics.count("mixed_batches", int(0 < draft.num_decodes < len(draft.works)))
+            self._metrics.count("chunks", draft.num_chunks)
+            self._metrics.peak("batch_sequences", len(draft.works))
+            self._metrics.peak("batch_tokens", self.limits.max_num_batched_tokens - draft.tokens_left)
+
+
+def _shares(sequence: Sequence) -> bool:
+    """Whether a sequence may take blocks of others: while its prompt is scored it needs all its hidden states."""
+    return sequence.num_scored == sequence.num_prompt

@@ -1,7 +1,9 @@
 """A sequence: one choice of a request while it is served. Replicated on every rank of the replica."""
 
+from array import array
 from enum import IntEnum
 
+from hpcinfer.engine.logits import adjusts
 from hpcinfer.engine.request import Request
 
 
@@ -25,17 +27,15 @@ class Sequence:
         self.seq_id = seq_id  # order of admission
         self.request, self.choice = request, choice
         self.token_ids = list(request.prompt_ids)
+        self.num_prompt = len(request.prompt_ids)
         self.num_computed = 0
-        self.num_scored = 1 if request.sampling.scores_prompt else len(request.prompt_ids)
-        self.blocks: list[int] = []
+        self.num_scored = 1 if request.sampling.scores_prompt else self.num_prompt
+        self.blocks = array("q")  # of which batches copy the bytes
         self.block_hashes: list[bytes] = []
         self.num_remembered = 0  # leading blocks that are offered for reuse
         self.is_in_flight = False
-
-    @property
-    def num_prompt(self) -> int:
-        """Prompt tokens."""
-        return len(self.request.prompt_ids)
+        params = request.sampling  # whether each token is that of the largest logit, and nothing else is asked for
+        self.takes_best = params.is_greedy and params.logprobs is None and not adjusts(params, 0)
 
     @property
     def num_output(self) -> int:

@@ -1,21 +1,53 @@
 """The array functions of a model behind one protocol, and their implementations."""
 
+import logging
+from typing import NamedTuple
+
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 
-KERNEL_SETS = ("reference",)
+KERNEL_SETS = ("auto", "native", "reference")
+
+logger = logging.getLogger(__name__)
 
 
-def create_kernels(name: str = "reference", device: str = "cpu", threads: int = 1) -> Kernels:
+class Placement(NamedTuple):
+    """Which of a node's CPUs the threads of a rank may take."""
+
+    threads: int = 1
+    local_rank: int | None = 0  # None: not known, so that threads stay where the system puts them
+    local_size: int = 1  # ranks on the node
+
+
+_ALONE = Placement()
+
+
+def create_kernels(name: str = "auto", device: str = "cpu", placement: Placement = _ALONE) -> Kernels:
     """Build a kernel set by name; only then are its libraries imported.
 
+    "auto" takes the native kernels where they were built, else the reference kernels, with a warning.
+
     Raises:
-        ConfigError: a name or device that is not there.
+        ConfigError: a name or device that is not there, or native kernels that were not built.
     """
     if name not in KERNEL_SETS:
         raise ConfigError(f"kernels {name!r}", expected=f"one of {', '.join(KERNEL_SETS)}")
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"device {device!r}", expected="cpu", hint="the reference kernels run on CPUs only")
+        raise ConfigError(f"device {device!r}", expected="cpu", hint="all kernels run on CPUs only")
+    if name != "reference":
+        from hpcinfer.kernels.native import create_native_kernels
+
+        kernels = create_native_kernels(placement)
+        if kernels is not None:
+            return kernels
+        _missing(name)
     from hpcinfer.kernels.reference import ReferenceKernels
 
-    return ReferenceKernels(threads)
+    return ReferenceKernels(placement.threads)
+
+
+def _missing(name: str) -> None:
+    found, hint = "the native kernels were not built", "install hpcinfer again where a C compiler and Python.h are"
+    if name == "native":
+        raise ConfigError(found, expected="a C compiler at installation", hint=hint)
+    logger.warning("%s: the reference kernels run, several times slower (%s)", found, hint)

@@ -2,11 +2,14 @@
 
 An `Array` is opaque above this layer: only kernels allocate, read and write it, and `comm` moves its bytes.
 It supports slicing along its first axis and `+`. Every implementation keeps the kernel contract: an output element is a
-fixed expression of its inputs, whatever batch, position, chunk, block size or mesh it is part of.
+fixed expression of its inputs, whatever batch, position, chunk, block size, mesh or number of threads.
 
-Shape letters: T tokens in the batch (packed), S sequences, D hidden size, G grains held by this rank, U padded
-units per grain (head columns, MLP columns or vocabulary ids), N query heads, K KV heads, H head size, V vocabulary,
-B KV blocks, P tokens per block. N, K and G are local to the rank.
+A decoder layer is two calls, each up to the point where tp ranks must add their partial sums, so that an
+implementation may fuse what is between.
+
+Shape letters: T tokens in the batch (packed), S sequences, R rows whose logits are asked for, D hidden size, G grains
+held by this rank, U padded units per grain (head columns, MLP columns or vocabulary ids), N query heads, K KV heads,
+H head size, V vocabulary. N, K and G are local to the rank.
 """
 
 from dataclasses import dataclass
@@ -22,15 +25,17 @@ Array = Any
 @dataclass(frozen=True)
 class StepInput:
     """One packed batch, as integers; the same on every rank of a replica. Sequence s owns tokens
-    [query_starts[s], query_starts[s + 1]), which are the last ones of its first context_lens[s] tokens."""
+    [query_starts[s], query_starts[s + 1]), which are the last ones of its first context_lens[s] tokens.
+    All arrays are int64 and contiguous."""
 
-    token_ids: np.ndarray  # int64 [T]
-    positions: np.ndarray  # int64 [T]
-    slots: np.ndarray  # int64 [T]: where K and V of each token go, block * P + offset
-    query_starts: np.ndarray  # int64 [S + 1]
-    context_lens: np.ndarray  # int64 [S]: keys up to and including the last query of this step
-    block_tables: tuple[np.ndarray, ...]  # S arrays of block ids, int64
-    logit_tokens: np.ndarray  # int64 [R]: tokens of the batch whose logits are asked for
+    token_ids: np.ndarray  # [T]
+    positions: np.ndarray  # [T]
+    slots: np.ndarray  # [T]: where K and V of each token go, block * block size + offset
+    query_starts: np.ndarray  # [S + 1]
+    context_lens: np.ndarray  # [S]: keys up to and including the last query of this step
+    block_tables: np.ndarray  # block ids of all sequences, one after another
+    table_starts: np.ndarray  # [S + 1]: where each sequence's blocks begin
+    logit_tokens: np.ndarray  # [R]: tokens of the batch whose logits are asked for
 
 
 class HeadLayout(NamedTuple):
@@ -42,6 +47,53 @@ class HeadLayout(NamedTuple):
     kv_of_head: tuple[int, ...]  # local KV head of each local query head, [N]
 
 
+class Weight(NamedTuple):
+    """A matrix as stored, in units (grains or KV heads): each maps I inputs to O outputs.
+
+    int8 is code * scale with a scale per output; int4 is code * scale with a scale per output and GROUP inputs."""
+
+    values: np.ndarray  # [units, O, I]; bfloat16 is raw uint16; int4 is uint8 [units, O, I / 2] (hpcinfer.dtypes)
+    dtype: str  # float32, float16, bfloat16, int8 or int4
+    scales: np.ndarray | None = None  # int8: float32 [units, O]; int4: raw bfloat16 [units, O, I / GROUP]
+
+
+class Linear(NamedTuple):
+    """A weight, and its bias if it has one: float32, [units, O] if column-parallel."""
+
+    weight: Weight
+    bias: np.ndarray | None = None
+
+
+class AttentionWeights(NamedTuple):
+    """The attention half of a layer, as stored. The output's bias is not here: it is added to the finished sum."""
+
+    norm: np.ndarray  # float32 [D]
+    q: Linear  # units: grains
+    k: Linear  # units: KV heads
+    v: Linear  # units: KV heads
+    o: Weight  # row-parallel; units: grains
+    q_norm: np.ndarray | None = None  # float32 [H]: RMSNorm of each query head before rotary
+    k_norm: np.ndarray | None = None
+
+
+class AttentionShape(NamedTuple):
+    """What attention needs to know besides weights."""
+
+    layout: HeadLayout
+    eps: float  # of the norms
+    rope: Array  # of Kernels.rope_table
+    window: int = 0  # keys that a token sees, itself included; 0 is all
+
+
+class MlpWeights(NamedTuple):
+    """The MLP half of a layer, as stored: down(silu(gate) * up). Units are grains."""
+
+    norm: np.ndarray  # float32 [D]
+    gate: Linear
+    up: Linear
+    down: Weight  # row-parallel
+
+
 class GrainStats(NamedTuple):
     """Reduced logits of R rows over the grains of a rank."""
 
@@ -49,13 +101,23 @@ class GrainStats(NamedTuple):
     exp_sums: np.ndarray  # float32 [R, G], of exp(logit - maximum of that grain)
 
 
+class GrainBest(NamedTuple):
+    """The largest logit of R rows over the grains of a rank."""
+
+    values: np.ndarray  # float32 [R]; -inf where there are no ids, or only NaN
+    places: np.ndarray  # int64 [R]: index among the true ids of these grains; the lowest of equals
+
+
 class Kernels(Protocol):
-    """What a model may do with arrays. Weights are made once by `linear`, `vector` and `table`."""
+    """What a model may do with arrays. Weights are prepared once; prepared ones are opaque."""
 
     name: str
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: kernel set, library versions, and the digest of a short probe."""
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds in array functions so far, by phase: products, attention, other kernels; empty if not measured."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Allocate float32, uninitialised, contiguous."""
@@ -66,67 +128,65 @@ class Kernels(Protocol):
     def device(self, array: np.ndarray) -> Array:
         """View (or copy) a numpy array as Array."""
 
-    def kv_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str) -> Array:
-        """Allocate K and V of one layer, [2, B, P, K, H], in the cache's precision.
+    def vector(self, values: np.ndarray) -> Array:
+        """Prepare a float32 norm weight or bias."""
 
-        Opaque: an implementation may add what it needs. Slots that were never written are never read."""
+    def kv_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str) -> Any:
+        """Allocate K and V of one layer, in the cache's precision: float32, bfloat16, float16 or int8.
 
-    def linear(self, grains: np.ndarray, dtype: str) -> Any:
-        """Prepare a weight [G, U_out, U_in] (raw as stored; bfloat16 is uint16) for products; dtype as stored."""
-
-    def vector(self, values: np.ndarray, dtype: str) -> Array:
-        """Prepare a norm weight or bias; any shape, as stored."""
-
-    def embed(
-        self, table: Any, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
-    ) -> Array:
-        """Rows of a vocabulary table [G, U, D]; zeros for ids of other ranks' grains, and never -0. Returns [T, D].
-
-        `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain;
-        `table` is made by `linear`."""
-
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """x * weight / sqrt(mean(x ** 2) + eps) over the last axis."""
-
-    def grain_linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
-        """Column-parallel: [T, D] times [G, U, D] gives [T, G, U] (+ bias [G, U]), each grain its own product."""
-
-    def partial_linear(self, x: Array, weight: Any, spans: list[tuple[int, int]]) -> list[Array]:
-        """Row-parallel: [T, G, U] and [G, D, U] give one partial sum [T, D] per tree node of this rank.
-
-        `spans` are half-open runs of local grains; inside a node the grains are added in the tree's order."""
-
-    def add(self, a: Array, b: Array) -> Array:
-        """Elementwise sum."""
-
-    def add_bias(self, x: Array, bias: Array) -> Array:
-        """x + bias along the last axis."""
-
-    def silu_mul(self, gate: Array, up: Array) -> Array:
-        """gate * sigmoid(gate) * up."""
+        Slots that were never written are never read. int8 has a scale per token and KV head, for K and for V."""
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Array:
         """Cosines and sines of every position, [max_len, 2, H / 2] (see hpcinfer.kernels.rope)."""
 
-    def rotate_and_store(self, q: Array, k: Array, v: Array, step: StepInput, rope: Array, cache: Array) -> Array:
-        """Rotate q [T, N, H] and k [T, K, H]; write k and v into the cache at `step.slots`. Returns rotated q.
+    def prepare_table(self, table: Weight) -> Any:
+        """Prepare a vocabulary table [G, U, D] for `embed`."""
 
-        Columns i and i + H / 2 rotate together. What the cache's precision cannot hold is stored as its largest
-        finite value, and NaN as 0, so that no token can spoil one that must not see it."""
+    def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> Any:
+        """Prepare the attention half of a layer."""
 
-    def attention(self, q: Array, step: StepInput, cache: Array, layout: HeadLayout, window: int) -> Array:
-        """Causal attention over the cache, keys in tiles of 64 absolute positions. Returns [T, G, U], padded columns 0.
+    def prepare_mlp(self, weights: MlpWeights, eps: float) -> Any:
+        """Prepare the MLP half of a layer."""
 
-        `window` is the number of keys a token sees, itself included; 0 is all."""
+    def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Any:
+        """Prepare the last norm and the output head, [G, U, D]."""
 
-    def split_heads(self, x: Array, layout: HeadLayout) -> Array:
-        """[T, G, U] without the padded head columns: [T, N, H]."""
+    def embed(
+        self, table: Any, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
+    ) -> Array:
+        """Rows of a vocabulary table; zeros for ids of other ranks' grains, and never -0. Returns [T, D].
 
-    def take_rows(self, x: Array, rows: np.ndarray) -> Array:
-        """Rows of x."""
+        `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain."""
+
+    def attention(
+        self, x: Array, layer: Any, step: StepInput, cache: Any, spans: list[tuple[int, int]]
+    ) -> list[Array]:
+        """Norm, q k v, rotary, K and V into the cache, causal attention, output product of x [T, D].
+
+        Returns one partial sum [T, D] per tree node of this rank: `spans` are half-open runs of local grains, inside
+        which grains are added in the tree's order. Keys are walked in tiles of 64 absolute positions. What the
+        cache's precision cannot hold is stored as its largest finite value, and NaN as 0, so that no token can spoil
+        one that must not see it."""
+
+    def mlp(self, x: Array, layer: Any, spans: list[tuple[int, int]]) -> list[Array]:
+        """Norm, gate, up, SiLU, down of x [T, D]: one partial sum [T, D] per tree node of this rank."""
+
+    def add_residual(self, x: Array, total: Array, bias: Array | None = None) -> Array:
+        """x + (total + bias), [T, D]; may overwrite x."""
+
+    def logits(self, x: Array, rows: np.ndarray, head: Any) -> np.ndarray:
+        """Norm and output head of some rows of x [T, D]: float32 numpy [R, G, U], contiguous.
+
+        Columns beyond the true size of a grain mean nothing."""
+
+    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
+        """The largest true logit of each row of [R, G, U]."""
 
     def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
         """Maximum and exp-sum of float32 logits [R, G, U] per grain, without padded columns; -inf and 0 if none."""
+
+    def largest(self, row: np.ndarray, count: int) -> np.ndarray:
+        """Places int64 of the `count` largest values of float32 [V]: value descending, place ascending."""
 
     def log(self, x: np.ndarray) -> np.ndarray:
         """Natural logarithm of float32 or float64, the same bits for the same input in any array."""

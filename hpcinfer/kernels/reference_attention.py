@@ -111,13 +111,12 @@ def _tile_slots(step: StepInput, block_size: int, zero_slot: int) -> tuple[np.nd
     """Slots of all keys, tile by tile and sequence by sequence: ([tiles, TILE], first tile of each sequence)."""
     num_tiles = -(-step.context_lens // TILE)
     tile_starts = np.cumsum(num_tiles) - num_tiles
-    table_lens = np.array([len(table) for table in step.block_tables])
-    table_starts = np.cumsum(table_lens) - table_lens
+    table_starts = step.table_starts[:-1]
     tile_of_sequence = np.arange(int(num_tiles.sum())) - np.repeat(tile_starts, num_tiles)
     positions = tile_of_sequence[:, None] * TILE + np.arange(TILE)
     is_key = positions < np.repeat(step.context_lens, num_tiles)[:, None]
     entries = np.where(is_key, np.repeat(table_starts, num_tiles)[:, None] + positions // block_size, 0)
-    slots = np.concatenate(step.block_tables)[entries] * block_size + positions % block_size
+    slots = step.block_tables[entries] * block_size + positions % block_size
     return np.where(is_key, slots, zero_slot), tile_starts
 
 

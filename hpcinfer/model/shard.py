@@ -54,4 +54,5 @@ def vocab_ranges(config: ModelConfig, plan: ShardPlan) -> list[range]:
 
 def kv_bytes_per_token(config: ModelConfig, plan: ShardPlan, dtype: str) -> int:
     """Bytes of KV cache that a token takes on this rank; 0 if it has no heads."""
-    return 2 * len(plan.layers) * len(kv_heads(config, plan)) * config.head_size * STORAGE[dtype].itemsize
+    scale = 4 if dtype == "int8" else 0
+    return 2 * len(plan.layers) * len(kv_heads(config, plan)) * (config.head_size * STORAGE[dtype].itemsize + scale)

@@ -55,6 +55,7 @@ class ClaimAhead:
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self.is_complete = False
+        self.num_done = claimer.num_done  # rows of the whole job known to be finished
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
         self._thread.start()
 
@@ -67,11 +68,6 @@ class ClaimAhead:
         except Empty:
             return None
 
-    @property
-    def num_done(self) -> int:
-        """Rows of the whole job known to be finished."""
-        return self._claimer.num_done
-
     def close(self) -> None:
         """Stop the thread. Not collective."""
         self._stop.set()
@@ -81,8 +77,10 @@ class ClaimAhead:
         try:
             while not self._stop.is_set() and not self.is_complete:
                 claim = self._claimer.claim()
+                is_complete = claim is None and self._claimer.is_complete()
+                self.num_done = self._claimer.num_done
+                self.is_complete = is_complete
                 if claim is None:
-                    self.is_complete = self._claimer.is_complete()
                     self._stop.wait(_POLL_S)
                 else:
                     self._put(claim)

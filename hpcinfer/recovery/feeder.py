@@ -3,27 +3,20 @@
 A row that cannot be served becomes its error record here and never reaches the engine.
 """
 
-import logging
-import os
-import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from hpcinfer.data.completion import Choice, completion_record, error_record
-from hpcinfer.data.prepare import Preparer
+from hpcinfer.data.completion import Choice, completion_record
 from hpcinfer.data.request import Prepared
 from hpcinfer.engine.request import Request
-from hpcinfer.errors import JobDirectoryError, RequestError
 from hpcinfer.recovery.dealing import Deal, DealClient, Dealer
-from hpcinfer.recovery.index import Index
-from hpcinfer.recovery.journal import PartWriter
-from hpcinfer.recovery.scan import content_hash
+from hpcinfer.recovery.rows import PrepareAhead, Refused, Row, RowSource
+from hpcinfer.recovery.writer_thread import WriterThread
 from hpcinfer.report.progress import Progress
 
-log = logging.getLogger(__name__)
-
 _IDLE_S = 0.01
+_NUM_AHEAD = 16  # rows that are prepared before they are wanted
 _BLOCK_FLUSH_S = 1.0  # a finished block is made durable, small ones together
 
 
@@ -47,55 +40,14 @@ class _Open(NamedTuple):
     deal: Deal
 
 
-@dataclass(frozen=True)
-class RowSource:
-    """Where rows are read and how they are prepared and answered."""
-
-    file: BinaryIO  # the plain input
-    index: Index
-    preparer: Preparer
-    model_name: str
-
-    def read(self, row: int) -> bytes:
-        """Read one row.
-
-        Raises:
-            JobDirectoryError: it is not what it was when the index was built.
-        """
-        offset, length = self.index.span(row)
-        line = os.pread(self.file.fileno(), length, offset)
-        if content_hash(line) != self.index.content_hash(row):
-            raise JobDirectoryError(
-                f"row {row} of the input has changed",
-                expected="the same input as when the job started",
-                where=f"{self.file.name}, byte {offset}",
-                hint="restore the input, or start a new job with another --output",
-            )
-        return line
-
-    def prepare(self, row: int, line: bytes) -> Prepared:
-        """Prepare one row; a bug of ours costs that row, not the job.
-
-        Raises:
-            RequestError: a row that cannot be served.
-        """
-        try:
-            return self.preparer.prepare(row, line)
-        except RequestError:
-            raise
-        except Exception as error:
-            log.exception("row %d: this is a bug of hpcinfer; the row becomes an error record", row)
-            raise RequestError("internal_error", f"{type(error).__name__} while the row was prepared") from error
-
-
 class Feeder:
     """Frontend of one replica over the job directory."""
 
     def __init__(
-        self, source: RowSource, writer: PartWriter, client: DealClient, dealer: Dealer | None = None,
-        progress: Progress | None = None,
+        self, source: RowSource, rows: PrepareAhead, writer: WriterThread, client: DealClient,
+        dealer: Dealer | None = None, progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self._source, self._writer, self._client = source, writer, client
+        self._source, self._rows, self._writer, self._client = source, rows, writer, client
         self._dealer, self._progress = dealer, progress  # on the claimant only
         self._backlog: deque[tuple[int, Deal]] = deque()
         self._open: dict[int, _Open] = {}
@@ -103,12 +55,13 @@ class Feeder:
         self.counts = RowCounts()
 
     def take(self, wanted: int) -> list[Request]:
-        """Prepare up to `wanted` rows of the blocks that have come. Not collective."""
+        """Give up to `wanted` rows that are prepared, of the blocks that have come. Not collective."""
         self._turn(wanted)
+        while self._backlog and self._rows.num_open < wanted + _NUM_AHEAD:
+            self._rows.give(*self._backlog.popleft())
         requests: list[Request] = []
-        while self._backlog and len(requests) < wanted:
-            row, deal = self._backlog.popleft()
-            request = self._prepare(row, deal)
+        while len(requests) < wanted and (row := self._rows.take()) is not None:
+            request = self._open_row(row)
             if request is not None:
                 requests.append(request)
         return requests
@@ -127,12 +80,12 @@ class Feeder:
 
     def is_exhausted(self) -> bool:
         """Whether the whole job is complete. Not collective."""
-        return self._client.is_ended and not self._backlog
+        return self._client.is_ended and not self._backlog and not self._rows.num_open
 
     def wait(self) -> None:
-        """Make all lines durable, since others may wait for them, and pass a moment. Not collective."""
+        """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
         self._writer.flush()
-        time.sleep(_IDLE_S)
+        self._rows.wait(_IDLE_S)
 
     def close(self) -> None:
         """Stay until every leader knows that the job is complete. Not collective."""
@@ -141,8 +94,8 @@ class Feeder:
             self._progress.close(self._dealer.claims.num_done)
 
     def _turn(self, wanted: int) -> None:
-        self._writer.maybe_flush()
-        if len(self._backlog) <= wanted:  # also when nothing is wanted yet: a block ahead of need
+        self._writer.check()
+        if len(self._backlog) + self._rows.num_open <= wanted:  # also when nothing is wanted yet: a block ahead of need
             self._client.ask()
         if self._dealer is not None and self._progress is not None:
             self._dealer.serve()
@@ -152,17 +105,15 @@ class Feeder:
             self._num_left[deal.block] += len(deal.rows)
             self._backlog.extend((row, deal) for row in deal.rows)
 
-    def _prepare(self, row: int, deal: Deal) -> Request | None:
-        line = self._source.read(row)
-        try:
-            prepared = self._source.prepare(row, line)
-        except RequestError as error:
-            self.counts.errors[error.code] += 1
-            self.counts.examples.setdefault(error.code, f"row {row}: {error.found}")
-            self._append(row, deal, error_record(row, line, error, self._source.preparer.kind), is_error=True)
+    def _open_row(self, ready: Row) -> Request | None:
+        row, deal, content = ready
+        if isinstance(content, Refused):
+            self.counts.errors[content.error.code] += 1
+            self.counts.examples.setdefault(content.error.code, f"row {row}: {content.error.found}")
+            self._append(row, deal, content.record, is_error=True)
             return None
-        self._open[row] = _Open(prepared, deal)
-        return Request(row, tuple(prepared.prompt_ids.tolist()), prepared.sampling)
+        self._open[row] = _Open(content, deal)
+        return Request(row, tuple(content.prompt_ids.tolist()), content.sampling)
 
     def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:
         self._writer.append(row, deal.generation, line, is_error=is_error)
@@ -170,4 +121,4 @@ class Feeder:
         self._num_left[deal.block] -= 1
         if self._num_left[deal.block] == 0:
             del self._num_left[deal.block]
-            self._writer.maybe_flush(interval_s=_BLOCK_FLUSH_S)
+            self._writer.maybe_flush(_BLOCK_FLUSH_S)

@@ -14,10 +14,12 @@ from hpcinfer.engine.outputs import Outputs
 from hpcinfer.engine.replica import Replica
 from hpcinfer.recovery.claims import Claimer
 from hpcinfer.recovery.dealing import ClaimAhead, DealClient, Dealer
-from hpcinfer.recovery.feeder import Feeder, RowCounts, RowSource
+from hpcinfer.recovery.feeder import Feeder, RowCounts
 from hpcinfer.recovery.job import Job
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.leases import Lease, incarnation_name
+from hpcinfer.recovery.rows import PrepareAhead, RowSource
+from hpcinfer.recovery.writer_thread import WriterThread
 from hpcinfer.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,10 +53,12 @@ def serve_leader(world: Collectives, serving: Serving, num_replicas: int) -> dic
             claimer = Claimer(job.paths, job.index, lease, job.attempt)
             progress = Progress(job.index.num_rows, claimer.num_done)
             dealer = Dealer(world, ClaimAhead(claimer, num_replicas), num_replicas)
-        writer = stack.enter_context(PartWriter(job.paths, incarnation_name(), job.attempt))
+        part = stack.enter_context(PartWriter(job.paths, incarnation_name(), job.attempt))
+        writer = stack.enter_context(WriterThread(part))
         file = stack.enter_context(job.input_path.open("rb"))
         source = RowSource(file, job.index, serving.preparer, serving.model_name)
-        feeder = Feeder(source, writer, DealClient(world), dealer, progress)
+        rows = stack.enter_context(PrepareAhead(source))
+        feeder = Feeder(source, rows, writer, DealClient(world), dealer, progress)
         outputs = Outputs(serving.preparer.tokenizer, replica.runner.eos_ids)
         replica.engine.run(Leader(replica.scheduler, outputs, feeder, replica.runner))
         feeder.close()

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 
 from hpcinfer.config import ModelConfig
-from hpcinfer.dtypes import STORAGE
+from hpcinfer.dtypes import SCALES, STORAGE
 from hpcinfer.errors import StoreError
-from hpcinfer.weights.schema import ParamSpec, param_specs
+from hpcinfer.weights.schema import UNQUANTISED, ParamSpec, scale_name, stored_specs
 from hpcinfer.weights.store_file import Expected, StoreFile, describe, open_hdf5
 from hpcinfer.weights.store_format import (
     FORMAT,
@@ -27,12 +27,21 @@ class StoredArray(NamedTuple):
     """Units of a parameter as stored; bfloat16 is raw uint16."""
 
     values: np.ndarray  # [units, ...], own memory
-    dtype: str  # float32, float16 or bfloat16
+    dtype: str  # a key of hpcinfer.dtypes.STORAGE
+
+
+class StoredWeight(NamedTuple):
+    """Units of a weight as stored; see `hpcinfer.dtypes.dequantise`."""
+
+    values: np.ndarray  # [units, O, I], int4 [units, O, padded inputs / 2]
+    dtype: str
+    scales: np.ndarray | None  # of int8 and int4
 
 
 class _Index(NamedTuple):
     config: ModelConfig
     grains: int
+    quantization: dict[str, Any]  # empty if weights are as in the checkpoint
     digest: str
     parameters: dict[str, StoredParam]
     tokenizer_files: dict[str, bytes]
@@ -47,13 +56,15 @@ class Store:
         self.path = path
         self.config = index.config
         self.grains = index.grains
+        self.quantization: str = index.quantization.get("weights", UNQUANTISED)  # none, int8 or int4
+        self.calibration: dict[str, Any] | None = index.quantization.get("calibration")
         self.digest = index.digest  # of the whole content: equal for equal models
         self.tokenizer_files = index.tokenizer_files  # by name: tokenizer.json, tokenizer_config.json, ...
-        self.parameters = index.parameters  # by name, in the order of `param_specs`
+        self.parameters = index.parameters  # by name, in the order of `stored_specs`
         self.source_files = index.source_files  # name, size and sha256 of what was converted
         self.hpcinfer_version = index.attributes["hpcinfer_version"]
         self.bytes_read = 0  # of chunks, so far
-        self._specs = {spec.name: spec for spec in param_specs(index.config, index.grains)}
+        self._specs = {spec.name: spec for spec in stored_specs(index.config, index.grains, self.quantization)}
         self._current: StoreFile | None = None
 
     @staticmethod
@@ -117,6 +128,15 @@ class Store:
         self.bytes_read += values.nbytes
         return StoredArray(values, param.dtype)
 
+    def read_weight(self, name: str, units: range | None = None) -> StoredWeight:
+        """Read some units of a weight with their scales, if it has any. See `read`.
+
+        Not collective.
+        """
+        values, dtype = self.read(name, units)
+        scales = self.read(scale_name(name), units).values if dtype in SCALES else None
+        return StoredWeight(values, dtype, scales)
+
     def verify(self) -> None:
         """Read everything once and compare all checksums.
 
@@ -152,13 +172,16 @@ def _read_index(path: Path) -> _Index:
         index = _Index(
             config=ModelConfig.from_dict(json.loads(_read_bytes(file, "config"))),
             grains=int(file.attrs["grains"]),
+            quantization=json.loads(_read_bytes(file, "quantization")) if "quantization" in file else {},
             digest=attributes["digest"],
             parameters=unpack_parameters(file["parameters"][()], file["checksums"][()]),
             tokenizer_files={name: _read_bytes(file, f"tokenizer/{name}") for name in file["tokenizer"]},
             attributes=attributes,
             source_files=json.loads(_read_bytes(file, "sources")),
         )
-    found = store_digest(index.config, index.grains, index.parameters, index.tokenizer_files)
+    found = store_digest(
+        index.config, index.grains, index.quantization, index.parameters, index.tokenizer_files
+    )
     if found != index.digest:
         raise StoreError(
             f"the index has the digest {found[:16]}",

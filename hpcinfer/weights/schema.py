@@ -7,9 +7,13 @@ grain, V padded vocabulary grain. What is padded is zero, and always at the end 
 from typing import NamedTuple
 
 from hpcinfer.config import ModelConfig
+from hpcinfer.dtypes import GROUP
 from hpcinfer.partition.grains import grain_ranges, padded_grain
 
+UNQUANTISED = "none"  # the others are int8 and int4
 QUERY_HEADS, KV_HEADS, MLP, VOCAB, WHOLE = "query_heads", "kv_heads", "mlp", "vocab", "whole"
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
+_MATRICES = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 _BLOCKS = {**dict.fromkeys("qkvo", "self_attn"), **dict.fromkeys(("gate", "up", "down"), "mlp")}
 
 
@@ -25,6 +29,36 @@ def param_specs(config: ModelConfig, grains: int) -> tuple[ParamSpec, ...]:
     """List every parameter of a model: the outer ones, then those of each layer. Not collective."""
     layers = (spec for layer in range(config.num_layers) for spec in layer_specs(config, layer, grains))
     return (*outer_specs(config, grains), *layers)
+
+
+def stored_specs(config: ModelConfig, grains: int, quantization: str) -> tuple[ParamSpec, ...]:
+    """List what a store holds: `param_specs`, where quantised weights have their scales after them. Not collective."""
+    return tuple(part for spec in param_specs(config, grains) for part in quantised_specs(spec, quantization))
+
+
+def quantised_specs(spec: ParamSpec, quantization: str) -> tuple[ParamSpec, ...]:
+    """What a parameter becomes in a quantised store: codes and scales, or what it is. Not collective."""
+    kind = quantised_type(spec.name, quantization)
+    if not kind:
+        return (spec,)
+    units, outputs, inputs = spec.shape
+    if kind == "int8":
+        return (spec, ParamSpec(scale_name(spec.name), spec.axis, (units, outputs)))
+    groups = -(-inputs // GROUP)
+    codes = ParamSpec(spec.name, spec.axis, (units, outputs, groups * GROUP // 2))
+    return (codes, ParamSpec(scale_name(spec.name), spec.axis, (units, outputs, groups)))
+
+
+def quantised_type(name: str, quantization: str) -> str:
+    """Type of a parameter's codes; empty if it stays as it is. Tables of an int4 store are int8. Not collective."""
+    if quantization != UNQUANTISED and name.endswith(_TABLES):
+        return "int8"
+    return quantization if quantization != UNQUANTISED and name.endswith(_MATRICES) else ""
+
+
+def scale_name(name: str) -> str:
+    """Name of a quantised weight's scales. Not collective."""
+    return f"{name}_scale"
 
 
 def outer_specs(config: ModelConfig, grains: int) -> tuple[ParamSpec, ...]:

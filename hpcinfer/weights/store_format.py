@@ -18,7 +18,7 @@ class StoredParam(NamedTuple):
 
     file: str  # name of the HDF5 file in the store's folder
     dataset: str  # name inside that file
-    dtype: str  # float32, float16 or bfloat16
+    dtype: str  # a key of hpcinfer.dtypes.STORAGE
     checksums: tuple[int, ...]  # crc32 of each unit's bytes
 
 
@@ -36,9 +36,20 @@ def layer_file(layer: int) -> str:
 
 
 def store_digest(
-    config: ModelConfig, grains: int, parameters: dict[str, StoredParam], tokenizer_files: dict[str, bytes]
-) -> str:
-    """Identify the content of a store, whatever its path and however many ranks wrote it. Not collective."""
+    config: ModelConfig, grains: int, quantization: dict[str, Any], parameters: dict[str, StoredParam],
+    tokenizer_files: dict[str, bytes],
+) -> str:  # fmt: skip
+    """Identify the content of a store, whatever its path and however many ranks wrote it.
+
+    Not collective.
+
+    Args:
+        config: of the model.
+        grains: of the store.
+        quantization: what the index says of it; empty if weights are as in the checkpoint.
+        parameters: by name, in order.
+        tokenizer_files: by name.
+    """
     content: dict[str, Any] = {
         "format": [FORMAT, FORMAT_VERSION],
         "config": config.to_dict(),
@@ -46,6 +57,8 @@ def store_digest(
         "parameters": {name: [param.dtype, list(param.checksums)] for name, param in parameters.items()},
         "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in tokenizer_files.items()},
     }
+    if quantization:
+        content["quantization"] = quantization
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,6 +30,8 @@ def pmi(rank, size):
     ("environment", "expected"),
     [
         ({}, Launch("", 0, 1, 1)),
+        ({**open_mpi(3, 8, 4), "OMPI_COMM_WORLD_LOCAL_RANK": "2"}, Launch("mpirun (Open MPI)", 3, 8, 4, 2)),
+        ({**srun(5, 6, "6"), "SLURM_LOCALID": "1"}, Launch("srun", 5, 6, 6, 1)),
         (open_mpi(3, 8, 4), Launch("mpirun (Open MPI)", 3, 8, 4)),
         (open_mpi(0, 2), Launch("mpirun (Open MPI)", 0, 2, 1)),
         ({**pmi(1, 4), "MPI_LOCALNRANKS": "2"}, Launch("mpiexec (PMI)", 1, 4, 2)),

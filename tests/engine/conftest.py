@@ -12,7 +12,7 @@ from hpcinfer.weights.reader import Store
 
 @pytest.fixture(scope="session")
 def kernels():
-    return create_kernels()
+    return create_kernels("reference")
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hpcinfer.engine.sequence import Sequence
 def work(seq_id, length, start, stop, block_size, *, scores=False, max_tokens=4):
     params = SamplingParams(echo=scores, logprobs=0 if scores else None, max_tokens=max_tokens)
     sequence = Sequence(seq_id, Request(seq_id, tuple(100 * seq_id + i for i in range(length)), params), 0)
-    sequence.blocks = [50 * seq_id + 3 * i for i in range(-(-stop // block_size))]
+    sequence.blocks = array("q", [50 * seq_id + 3 * i for i in range(-(-stop // block_size))])
     return Work(sequence, start, stop)
 
 
@@ -33,8 +35,11 @@ def test_batches_pack_the_tokens_of_their_works(data, block_size):
         assert step.token_ids[mine].tolist() == sequence.token_ids[start:stop]
         expected = [sequence.blocks[p // block_size] * block_size + p % block_size for p in range(start, stop)]
         assert step.slots[mine].tolist() == expected
-        assert step.context_lens[i] == stop and step.block_tables[i].tolist() == sequence.blocks
-    assert all(array.dtype == np.int64 for array in (step.token_ids, step.positions, step.slots, step.query_starts))
+        table = step.block_tables[step.table_starts[i] : step.table_starts[i + 1]]
+        assert step.context_lens[i] == stop and table.tolist() == sequence.blocks.tolist()
+    assert step.table_starts[-1] == len(step.block_tables)
+    for each in vars(step).values():
+        assert each.dtype == np.int64 and each.flags.c_contiguous and each.flags.writeable
 
 
 def test_only_the_last_token_of_a_whole_sequence_is_sampled_from():
@@ -64,3 +69,10 @@ def test_what_was_scored_before_a_preemption_is_not_scored_again():
 def test_scoring_alone_samples_nothing(length):
     batch = build_batch([work(1, length, 0, length, 4, scores=True, max_tokens=0)], 4)
     assert len(batch.rows) == length - 1 == len(batch.step.logit_tokens) and not any(row.samples for row in batch.rows)
+
+
+def test_works_know_how_many_rows_they_have():
+    works = [work(1, 9, 0, 9, 4, scores=True), work(2, 9, 2, 5, 4, scores=True), work(3, 9, 0, 9, 4),
+             work(4, 9, 0, 5, 4), work(5, 9, 3, 9, 4, scores=True, max_tokens=0)]  # fmt: skip
+    sequences = [row.sequence for row in build_batch(works, 4).rows]
+    assert [each.num_rows for each in works] == [sequences.count(each.sequence) for each in works] == [9, 3, 1, 0, 5]

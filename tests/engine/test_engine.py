@@ -68,7 +68,7 @@ def run_engine(store, tokenizer, requests=REQUESTS, *, num_blocks=None, group=No
     memory = None if num_blocks is None else str(num_blocks * block_bytes(store, limits.get("block_size", 16)))
     engine = EngineOptions(**limits, kv_cache_memory=memory)
     options = ReplicaOptions(engine, "float32", MAX_LEN, SEED)
-    replica = build_replica(group or SerialGroup(), mesh, store, create_kernels(), options)
+    replica = build_replica(group or SerialGroup(), mesh, store, create_kernels("reference"), options)
     frontend = ListFrontend(requests)
     outputs = Outputs(tokenizer, replica.runner.eos_ids)
     replica.engine.run(Leader(replica.scheduler, outputs, frontend, replica.runner) if replica.is_leader else None)
@@ -113,7 +113,7 @@ def naive_choice(store, request, choice):
         [logits] = run_replica(store, [np.array(sequence.token_ids)], block_size=128)
         u = uniform(seed, request.row, choice, len(sequence.token_ids))
         row = adjust(logits[-1], 0, sequence, store.config.eos_token_ids)
-        sequence.token_ids.append(sample(row, params, u, create_kernels()))
+        sequence.token_ids.append(sample(row, params, u, create_kernels("reference")))
         if sequence.token_ids[-1] in store.config.eos_token_ids:
             break
     return sequence, logits
@@ -191,6 +191,19 @@ def test_rows_with_the_same_prompt_reuse_its_blocks(tiny_store, tokenizer):
     assert len({choices[0].token_ids for choices in run.finished.values()}) == 1
 
 
+@pytest.mark.parametrize("reuses", [True, False])
+def test_what_many_begin_with_is_computed_once_and_changes_nothing(tiny_store, tokenizer, reuses):
+    """Choices of one prompt and prompts with one beginning, all there from the start."""
+    stem = tuple(range(10, 60))
+    requests = [Request(0, stem, SamplingParams(max_tokens=5, n=4)),
+                *(Request(row, (*stem, row), SamplingParams(temperature=0, max_tokens=5)) for row in range(1, 6)),
+                Request(6, (*stem, 1), SamplingParams(temperature=0, max_tokens=5, echo=True, logprobs=1))]  # fmt: skip
+    run = run_engine(tiny_store, tokenizer, requests, prefix_reuse=reuses)
+    assert run.counts["reused_tokens"] == (8 * 48 if reuses else 0)
+    alone = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1, prefix_reuse=False) for each in requests]
+    assert run.finished == {row: choices for each in alone for row, choices in each.finished.items()}
+
+
 @pytest.mark.parametrize(("tp", "pp"), [(3, 1), (1, 2), (2, 2)])
 def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokenizer, expected, tp, pp):
     lock = threading.Lock()
@@ -203,6 +216,10 @@ def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokeni
         def read(self, name, units=None):
             with lock:
                 return tiny_store.read(name, units)
+
+        def read_weight(self, name, units=None):
+            with lock:
+                return tiny_store.read_weight(name, units)
 
     def rank_main(group):
         return run_engine(Guarded(), tokenizer, group=group, mesh=Mesh(1, pp, tp), max_num_seqs=4,
@@ -224,14 +241,14 @@ def test_too_little_cache_for_one_sequence_is_refused_with_what_is_needed(tiny_s
 def test_wrong_cache_size_is_refused(tiny_store):
     options = ReplicaOptions(EngineOptions(kv_cache_memory="lots"), "float32", MAX_LEN, SEED)
     with pytest.raises(ConfigError, match="'lots'"):
-        build_replica(SerialGroup(), Mesh(1, 1, 1), tiny_store, create_kernels(), options)
+        build_replica(SerialGroup(), Mesh(1, 1, 1), tiny_store, create_kernels("reference"), options)
 
 
 @pytest.mark.parametrize("mesh", [Mesh(1, 3, 1), Mesh(1, 1, 9)])
 def test_impossible_mesh_is_refused(tiny_store, mesh):
     options = ReplicaOptions(EngineOptions(), "float32", 8, 0)
     with pytest.raises(MeshError):
-        build_replica(SerialGroup(), mesh, tiny_store, create_kernels(), options)
+        build_replica(SerialGroup(), mesh, tiny_store, create_kernels("reference"), options)
 
 
 def test_max_model_len_is_the_model_s_own_at_most(tiny_store):

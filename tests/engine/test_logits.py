@@ -12,7 +12,7 @@ from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Sequence
 from hpcinfer.kernels import create_kernels
 
-KERNELS = create_kernels()
+KERNELS = create_kernels("reference")
 GRID = (np.arange(200) + 0.5) / 200  # values of u
 # Halves, so that values tie often; top_p and min_p are such that no sum of probabilities hits them.
 rows = st.lists(st.integers(-8, 8).map(lambda x: x / 2), min_size=1, max_size=12).map(lambda x: np.array(x, np.float32))
@@ -102,11 +102,77 @@ def test_huge_temperatures_take_every_allowed_token(temperature):
 
 
 @pytest.mark.parametrize(("row", "token_id"), [
-    (array(-np.inf, -np.inf), 0), (array(1, np.nan, np.inf), 1), (array(1, np.inf, np.inf), 1),
+    (array(-np.inf, -np.inf), 0), (array(1, np.nan, np.inf), 2), (array(1, np.inf, np.inf), 1),
+    (array(np.nan, np.nan), 0), (array(np.nan, -np.inf), 0),
 ])  # fmt: skip
 def test_rows_without_a_distribution_give_a_token_and_no_error(row, token_id):
     for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=1, top_p=0.5, min_p=0.5)):
         assert sample(row, params, 0.7, KERNELS) == token_id
+
+
+@pytest.mark.filterwarnings("error")
+def test_nan_is_never_drawn():
+    row, hole = array(1, np.nan, 3, np.nan, 2), array(1, -np.inf, 3, -np.inf, 2)
+    for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=4), SamplingParams(top_p=0.9)):
+        assert frequencies(row, params).tolist() == frequencies(hole, params).tolist()
+
+
+def by_full_sort(row, params, u):
+    """What `sample` chooses, by the plain definition: all ids sorted, all sums made."""
+    temperature = np.float32(params.temperature)
+    weights = KERNELS.exp((row - row.max()) / temperature)
+    weights[weights < np.float32(params.min_p)] = 0
+    ids = np.lexsort((np.arange(len(row)), -row))
+    total = np.cumsum(weights, dtype=np.float64)[-1]
+    if params.top_k > 0:
+        ids = ids[: params.top_k]
+        total = np.cumsum(weights[ids], dtype=np.float64)[-1]
+    elif params.top_p == 1:
+        ids = np.arange(len(row))
+    sums, kept = [], 0.0
+    for weight in weights[ids].astype(np.float64).tolist():
+        kept += weight
+        sums.append(kept)
+        if params.top_p < 1 and kept >= params.top_p * total:
+            break
+    return next(int(i) for i, upto in zip(ids, sums, strict=False) if upto > u * sums[-1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1, 63, 64, 65, 1000, 1025, 3000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 8.0]), is_coarse=st.booleans(), u=st.floats(0, 1 - 2**-53),
+    temperature=st.sampled_from([0.2, 1.0, 5.0]), top_k=st.sampled_from([0, 1, 50, 2000]),
+    top_p=st.sampled_from([1.0, 1 - 1e-9, 0.95, 0.5, 1e-6]), min_p=st.sampled_from([0.0, 1e-3, 0.3]),
+)  # fmt: skip
+def test_choice_is_that_of_a_full_sort(seed, size, spread, is_coarse, u, temperature, top_k, top_p, min_p):
+    row = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    row = np.round(row) if is_coarse else row  # many ties
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    assert sample(row, params, u, KERNELS) == by_full_sort(row, params, u)
+
+
+class _Sorts:
+    """Kernels that say how many candidates were asked for."""
+
+    def __init__(self):
+        self.counts, self.exp = [], KERNELS.exp
+
+    def largest(self, row, count):
+        self.counts.append(count)
+        return KERNELS.largest(row, count)
+
+
+def test_no_more_is_sorted_than_the_probability_needs():
+    flat, steep = np.zeros(5000, np.float32), np.linspace(0, -500, 5000, dtype=np.float32)
+    for row, params, counts in (
+        (steep, SamplingParams(top_p=0.9), [64]), (flat, SamplingParams(top_p=0.1), [64, 1024]),
+        (flat, SamplingParams(top_p=0.5), [64, 1024, 5000]), (flat, SamplingParams(), []),
+        (flat, SamplingParams(min_p=0.5), []), (flat, SamplingParams(top_k=7, top_p=0.9), [7]),
+    ):  # fmt: skip
+        kernels = _Sorts()
+        sample(row, params, 0.5, kernels)
+        assert kernels.counts == counts
 
 
 # Penalties.
@@ -225,8 +291,8 @@ def test_grains_without_ids_or_hope_add_nothing():
 
 def test_most_likely_tokens_are_best_first_then_lowest_id():
     row = array(1, 3, 2, 3, -1)
-    scored = score(row, 4.0, 4, 3)
+    scored = score(row, 4.0, 4, 3, KERNELS)
     assert (scored.token_id, scored.logprob) == (4, -5.0) and scored.top == ((1, -1.0), (3, -1.0), (2, -2.0))
-    assert score(row, 4.0, 0, 0).top == ()
-    assert [i for i, _ in score(row, 0.0, 0, 20).top] == [1, 3, 2, 0, 4]
-    assert score(array(0, -np.inf), 0.0, 1, 1).logprob == -math.inf
+    assert score(row, 4.0, 0, 0, KERNELS).top == ()
+    assert [i for i, _ in score(row, 0.0, 0, 20, KERNELS).top] == [1, 3, 2, 0, 4]
+    assert score(array(0, -np.inf), 0.0, 1, 1, KERNELS).logprob == -math.inf

@@ -1,7 +1,8 @@
+import dataclasses
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def request(row, length, max_tokens=8, **params):
     return Request(row, tuple(1000 * row + i for i in range(length)), SamplingParams(max_tokens=max_tokens, **params))
 
 
-def make_scheduler(max_num_seqs=4, tokens=64, micro_batches=1, num_blocks=64, block_size=4):
-    return Scheduler(Limits(max_num_seqs, tokens, micro_batches), BlockManager(num_blocks, block_size), Metrics())
+def make_scheduler(max_num_seqs=4, tokens=64, micro_batches=1, num_blocks=64, block_size=4, *, reuse=True):
+    blocks = BlockManager(num_blocks, block_size, reuse=reuse)
+    return Scheduler(Limits(max_num_seqs, tokens, micro_batches), blocks, Metrics())
 
 
 def spans(works):
@@ -63,7 +65,8 @@ def test_simulation_covers_what_can_happen():
     simulation = busy_simulation()
     simulation.run()
     counts = simulation.metrics.counts
-    assert all(counts[name] > 5 for name in ("preemptions", "chunks", "mixed_batches", "reused_tokens")), counts
+    names = ("preemptions", "chunks", "mixed_batches", "reused_tokens", "prefix_waits")
+    assert all(counts[name] > 5 for name in names), counts
     assert simulation.metrics.peaks["batch_sequences"] == 4 and simulation.metrics.peaks["batch_tokens"] == 16
 
 
@@ -154,6 +157,108 @@ def test_choices_share_the_prompt_s_blocks_once_it_is_computed():
     assert [(work.start, work.stop) for work in works] == [(9, 10), (8, 9), (8, 9)]
     tables = [work.sequence.blocks for work in works]
     assert tables[0][:2] == tables[1][:2] == tables[2][:2] and len({table[2] for table in tables}) == 3
+
+
+def test_choices_that_come_together_compute_their_prompt_once():
+    scheduler = make_scheduler(block_size=4)
+    scheduler.add(request(0, 9, n=3))
+    assert spans(first := scheduler.schedule()) == [(0, 0, 9)]
+    commit(scheduler, first)
+    assert spans(scheduler.schedule()) == [(0, 9, 10), (0, 8, 9), (0, 8, 9)]
+
+
+def test_equal_prompts_share_all_blocks_but_the_last():
+    for length, shared in ((12, 8), (13, 12), (16, 12), (3, 0)):
+        scheduler = make_scheduler(block_size=4)
+        for row in range(2):
+            scheduler.add(Request(row, tuple(range(length)), SamplingParams(max_tokens=4)))
+        commit(scheduler, scheduler.schedule())
+        if shared:
+            assert spans(scheduler.schedule())[1] == (1, shared, length)
+        else:
+            assert len(scheduler.running) == 2
+
+
+def test_those_with_another_prefix_pass_and_order_is_kept():
+    scheduler = make_scheduler(block_size=4, max_num_seqs=8)
+    stem = tuple(range(8))
+    for row, prompt in enumerate([(*stem, 20), (*stem, 21), (30, 31), (*stem, 22), (*stem[:4], 99, 98)]):
+        scheduler.add(Request(row, prompt, SamplingParams(max_tokens=4)))
+    assert spans(first := scheduler.schedule()) == [(0, 0, 9), (2, 0, 2)]
+    assert [sequence.request.row for sequence in scheduler.waiting] == [1, 3, 4]
+    commit(scheduler, first)
+    assert spans(scheduler.schedule()) == [(0, 9, 10), (2, 2, 3), (1, 8, 9), (3, 8, 9), (4, 4, 6)]
+    assert [sequence.seq_id for sequence in scheduler.running] == [0, 1, 2, 3, 4]
+
+
+def test_prefix_that_comes_in_chunks_is_awaited_to_its_end():
+    scheduler = make_scheduler(block_size=4, tokens=10)
+    for row in range(2):
+        scheduler.add(Request(row, (*range(16), 50 + row), SamplingParams(max_tokens=4)))
+    for expected in ([(0, 0, 10)], [(0, 10, 17)], [(0, 17, 18), (1, 16, 17)]):
+        assert spans(works := scheduler.schedule()) == expected
+        commit(scheduler, works)
+
+
+def test_prefix_in_another_micro_batch_is_awaited():
+    scheduler = make_scheduler(block_size=4, micro_batches=2)
+    scheduler.add(request(0, 9, n=2))
+    first = scheduler.schedule()
+    assert spans(first) == [(0, 0, 9)] and scheduler.schedule() == []
+    commit(scheduler, first)
+    assert [(work.start, work.stop) for work in scheduler.schedule()] == [(9, 10)]
+    assert [(work.start, work.stop) for work in scheduler.schedule()] == [(8, 9)]
+
+
+def computed_tokens(*, reuse, rows, micro_batches=1):
+    """Tokens that are computed until all rows have two output tokens, of a queue that is kept full."""
+    scheduler = make_scheduler(64, 512, micro_batches, 8000, 16, reuse=reuse)
+    in_flight, total, arrivals = deque([[]] * micro_batches), 0, deque(rows)
+    while arrivals or scheduler.num_live:
+        for work in in_flight.popleft():
+            finish = Finish.LENGTH if work.sequence.num_output + work.samples == 2 else Finish.NONE
+            scheduler.commit(work, 7 if work.samples else None, finish)
+        while arrivals and scheduler.num_live < 72:
+            scheduler.add(arrivals.popleft())
+        in_flight.append(scheduler.schedule())
+        total += sum(work.stop - work.start for work in in_flight[-1])
+    return total
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_prefix_of_many_prompts_is_computed_once(micro_batches):
+    stem = tuple(range(1000))
+    params = SamplingParams(max_tokens=2)
+    rows = [Request(row, (*stem, *range(2000 + 40 * row, 2040 + 40 * row)), params) for row in range(200)]
+    without = computed_tokens(reuse=False, rows=rows, micro_batches=micro_batches)
+    assert without == 200 * (1040 + 1)
+    found = computed_tokens(reuse=True, rows=rows, micro_batches=micro_batches)
+    assert found == without - 199 * 992 and found <= without / 5
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_choices_of_one_prompt_compute_it_once(micro_batches):
+    rows = [Request(0, tuple(range(1000)), SamplingParams(max_tokens=2, n=128))]
+    assert computed_tokens(reuse=True, rows=rows, micro_batches=micro_batches) == 1000 + 127 * 8 + 128
+
+
+@settings(max_examples=100, deadline=None)
+@given(setting=settings_of, seed=st.integers(0, 10**6))
+def test_with_memory_enough_no_block_of_a_prompt_is_computed_twice(setting, seed):
+    """The last block of a prompt excepted, since nobody can share it; and prompts that are scored."""
+    simulation = random_simulation(seed, dataclasses.replace(setting, num_blocks=2000), 16)
+    for burst in simulation.arrivals:
+        burst[:] = [request for request in burst if not request.sampling.scores_prompt]
+    computed, size, compute = Counter(), setting.block_size, simulation._compute
+
+    def count(work):
+        num_full = min(work.stop, work.sequence.num_prompt - 1) // size
+        computed.update(tuple(work.sequence.token_ids[: (i + 1) * size]) for i in range(work.start // size, num_full))
+        compute(work)
+
+    simulation._compute = count
+    simulation.run()
+    assert not [prefix for prefix, times in computed.items() if times > 1]
 
 
 def test_digest_tells_states_apart():

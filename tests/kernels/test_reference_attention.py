@@ -39,11 +39,11 @@ def make_case(lengths, grain_heads, num_kv_heads, head_size=16, window=0, dtype=
 
 def run(case, batches, block_size, kernels=None, garbage=torch.nan):
     """Attention of all sequences, in these batches: [L, G, U] per sequence."""
-    kernels = kernels or create_kernels()
+    kernels = kernels or create_kernels("reference")
     lengths = [len(q) for q, _, _ in case.qkv]
     tables, num_blocks = block_tables(lengths, block_size, seed=len(batches))
     cache = kernels.kv_cache(num_blocks, block_size, case.num_kv_heads, case.layout.head_size, case.dtype)
-    cache[:, :num_blocks] = garbage
+    cache.values[:, :num_blocks] = garbage
     rope = kernels.rope_table(LIMIT, case.layout.head_size, 100.0, SCALING)
     token_ids = [np.zeros(length, np.int64) for length in lengths]
     results = [torch.zeros(0)] * len(lengths)
@@ -51,7 +51,7 @@ def run(case, batches, block_size, kernels=None, garbage=torch.nan):
         step = packed_step(chunks, token_ids, tables, block_size)
         q, k, v = (torch.cat([case.qkv[c.sequence][i][c.start : c.stop] for c in chunks]) for i in range(3))
         q = kernels.rotate_and_store(q, k, v, step, rope, cache)
-        heads = kernels.attention(q, step, cache, case.layout, case.window)
+        heads = kernels.attend(q, step, cache, case.layout, case.window)
         for chunk, part in zip(chunks, heads.split([c.stop - c.start for c in chunks]), strict=True):
             results[chunk.sequence] = torch.cat((results[chunk.sequence], part)) if chunk.start else part
     return results
@@ -139,14 +139,14 @@ def test_heads_have_the_same_bits_whichever_rank_holds_them():
 
 
 def test_no_heads_give_zeros():
-    kernels = create_kernels()
+    kernels = create_kernels("reference")
     layout = HeadLayout(16, 1, (0, 0), ())
     step = packed_step([Chunk(0, 0, 5)], [np.zeros(5, np.int64)], [np.arange(1)], 16)
     cache = kernels.kv_cache(1, 16, 0, 16, "float32")
     q = kernels.split_heads(torch.randn(5, 2, 16), layout)
     none = torch.empty(5, 0, 16)
     q = kernels.rotate_and_store(q, none, none, step, kernels.rope_table(8, 16, 100.0, SCALING), cache)
-    assert torch.equal(kernels.attention(q, step, cache, layout, 0), torch.zeros(5, 2, 16))
+    assert torch.equal(kernels.attend(q, step, cache, layout, 0), torch.zeros(5, 2, 16))
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30, torch.inf, torch.nan])
@@ -167,7 +167,7 @@ def test_the_fallback_of_a_failed_probe_keeps_the_contract(monkeypatch):
 
 
 def test_split_heads_drops_padding():
-    kernels = create_kernels()
+    kernels = create_kernels("reference")
     x = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
     found = kernels.split_heads(x, HeadLayout(2, 2, (2, 0, 1), (0, 0, 0)))
     assert found.tolist() == [[[0, 1], [2, 3], [8, 9]], [[12, 13], [14, 15], [20, 21]]]

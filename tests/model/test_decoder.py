@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models import make_tiny_model
-from stages import MemoryStore, make_stage, run_replica
+from stages import MemoryStore, make_stage, native_was_built, run_replica
 from steps import Chunk, block_tables, packed_step
 from thread_group import run_ranks
 
@@ -45,14 +45,22 @@ MESHES = [(2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3)]  # tp, pp
 class Tiny(NamedTuple):
     """A tiny model: cut into grains, by transformers, and some prompts with transformers' logits."""
 
+    kernels: str
     store: MemoryStore
     model: torch.nn.Module
     token_ids: list[np.ndarray]
     expected: list[np.ndarray]
 
 
+@pytest.fixture(scope="module", params=["reference", "native"])
+def kernels(request):
+    if request.param == "native" and not native_was_built():
+        pytest.skip("the native kernels were not built")
+    return request.param
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def tiny(request, tmp_path_factory):
+def tiny(request, kernels, tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
     family, overrides = MODELS[request.param]
@@ -62,7 +70,7 @@ def tiny(request, tmp_path_factory):
     token_ids = [random.integers(0, store.config.vocab_size, length) for length in LENGTHS]
     with torch.no_grad():
         expected = [model(torch.from_numpy(ids)[None]).logits[0].numpy() for ids in token_ids]
-    return Tiny(store, model, token_ids, expected)
+    return Tiny(kernels, store, model, token_ids, expected)
 
 
 def same_bits(found, expected):
@@ -70,24 +78,34 @@ def same_bits(found, expected):
 
 
 def test_logits_agree_with_transformers(tiny):
-    found = run_replica(tiny.store, tiny.token_ids)
+    found = run_replica(tiny.store, tiny.token_ids, kernels=tiny.kernels)
     scale = max(np.abs(logits).max() for logits in tiny.expected)
     error = max(np.abs(a - b).max() for a, b in zip(found, tiny.expected, strict=True))
     assert error <= TOLERANCE * scale
 
 
 def test_logits_have_the_same_bits_on_every_mesh(tiny):
-    expected = run_replica(tiny.store, tiny.token_ids)
+    expected = run_replica(tiny.store, tiny.token_ids, kernels=tiny.kernels)
     for tp, pp in MESHES:
-        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=40, company=3, block_size=7)
+        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=40, company=3, block_size=7,
+                            kernels=tiny.kernels)  # fmt: skip
         assert same_bits(found, expected), f"{tp = } {pp = }"
 
 
+def test_logits_have_the_same_bits_with_any_threads(tiny):
+    if tiny.kernels != "native":
+        pytest.skip("the reference kernels have one thread")
+    expected = run_replica(tiny.store, tiny.token_ids, kernels="native")
+    for threads in (2, 3):
+        found = run_replica(tiny.store, tiny.token_ids, kernels="native", threads=threads, chunk=30, tp=2)
+        assert same_bits(found, expected), f"{threads = }"
+
+
 def test_logits_have_the_same_bits_in_any_chunks_and_company(tiny):
-    expected = run_replica(tiny.store, tiny.token_ids, cache="bfloat16", dtype="bfloat16")
+    expected = run_replica(tiny.store, tiny.token_ids, cache="bfloat16", dtype="bfloat16", kernels=tiny.kernels)
     for chunk, company, block_size in ((3, 4, 16), (40, 1, 5)):
         found = run_replica(tiny.store, tiny.token_ids, chunk=chunk, company=company, block_size=block_size,
-                            cache="bfloat16", dtype="bfloat16")  # fmt: skip
+                            cache="bfloat16", dtype="bfloat16", kernels=tiny.kernels)  # fmt: skip
         assert same_bits(found, expected)
 
 
@@ -98,7 +116,7 @@ def test_greedy_tokens_are_those_of_transformers(tiny):
                                 output_logits=True, return_dict_in_generate=True)  # fmt: skip
     ids = whole.sequences[0].numpy()
     reference = torch.cat(whole.logits).numpy()
-    [found] = run_replica(tiny.store, [ids[:-1]], chunk=5)
+    [found] = run_replica(tiny.store, [ids[:-1]], chunk=5, kernels=tiny.kernels)
     best = np.sort(reference, axis=1)
     is_clear = best[:, -1] - best[:, -2] > 10 * TOLERANCE * np.abs(reference).max()
     assert is_clear.mean() >= 0.95
@@ -113,7 +131,7 @@ def test_no_rows_of_logits_may_be_asked_for(tmp_path):
     shape = CacheShape(num_blocks, 16, "float32")
 
     def forward(group):
-        stage = make_stage(store, Mesh(1, 1, 1), Coord(0, 0, 0), group, shape, "auto")
+        stage = make_stage(store, Mesh(1, 1, 1), Coord(0, 0, 0), group, shape)
         return stage.forward(replace(step, logit_tokens=np.empty(0, np.int64)))
 
     [logits] = run_ranks(1, forward)

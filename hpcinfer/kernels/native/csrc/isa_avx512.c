@@ -1,0 +1,18 @@
+/* The kernels for AVX512 without VNNI (Intel Skylake). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include "runtime.h"
+#include "simd.h"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+#define HPC_TABLE hpc_avx512
+#define HPC_WITHOUT_VNNI
+#include "simd_avx512.h"
+#include "body.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

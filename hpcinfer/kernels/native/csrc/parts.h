@@ -1,0 +1,52 @@
+/* Single steps of the calls in layer.h, for tests, and the table of this instruction set's functions. */
+#include "kernels.h"
+
+static void rms_norm(
+    hpc_runtime *runtime, const float *x, const int64_t *index, const float *weight, double eps, hpc_rows *out
+) {
+#pragma omp parallel num_threads(runtime->threads)
+    rms_norm_rows(x, index, weight, (float)eps, out, THREAD, runtime->threads);
+}
+
+static void silu_mul(hpc_runtime *runtime, const float *gate_up, hpc_rows *out) {
+#pragma omp parallel num_threads(runtime->threads)
+    silu_mul_rows(gate_up, out, THREAD, runtime->threads);
+}
+
+static void quantise(hpc_runtime *runtime, const float *values, hpc_rows *out) {
+#pragma omp parallel num_threads(runtime->threads)
+    quantise_rows(values, out, THREAD, runtime->threads);
+}
+
+static void rotate_and_store_rows(
+    hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, float *qkv
+) {
+#pragma omp parallel num_threads(runtime->threads)
+    rotate_and_store(layer, step, cache, qkv, THREAD, runtime->threads);
+}
+
+static void attend_rows(
+    hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, const float *qkv,
+    float *heads
+) {
+#pragma omp parallel num_threads(runtime->threads)
+    attend(layer, step, cache, qkv, heads, THREAD, runtime->threads);
+}
+
+const hpc_kernels HPC_TABLE = {
+    .attention_half = attention_half,
+    .mlp_half = mlp_half,
+    .logits = head_logits,
+    .embed = embed,
+    .add_residual = add_residual,
+    .argmax = argmax,
+    .grain_stats = grain_stats,
+    .largest = largest,
+    .exp = exp_array,
+    .product = product_of,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .quantise = quantise,
+    .rotate_and_store = rotate_and_store_rows,
+    .attend = attend_rows,
+};

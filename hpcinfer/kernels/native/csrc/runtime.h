@@ -1,0 +1,35 @@
+/* Threads, scratch memory and stopwatches. */
+#ifndef HPC_RUNTIME_H
+#define HPC_RUNTIME_H
+#include "native.h"
+
+/* Buffers: two sets of rows (input of the first and of the second product of a call), and two matrices. */
+enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_PER_SET, HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
+
+struct hpc_runtime {
+    int threads;
+    double seconds[HPC_NUM_PHASES], stamp;
+    void *buffers[HPC_NUM_BUFFERS];
+    int64_t sizes[HPC_NUM_BUFFERS];
+};
+
+/* Scratch memory of at least `bytes`, aligned to 64; its content is lost by the next call for the same buffer. */
+void *hpc_scratch(hpc_runtime *runtime, int buffer, int64_t bytes);
+double hpc_now(void); /* monotonic seconds */
+
+/* Wait for all threads of the team; what happened since the last call was `phase`. */
+static inline void end_phase(hpc_runtime *runtime, int thread, int phase) {
+#pragma omp barrier
+    if (thread == 0) {
+        double now = hpc_now();
+        runtime->seconds[phase] += now - runtime->stamp;
+        runtime->stamp = now;
+    }
+}
+
+/* A thread's part of `count` things: [first, last), contiguous, sizes differ by at most one. */
+typedef struct { int64_t first, last; } hpc_part;
+static inline hpc_part part_of(int64_t count, int thread, int threads) {
+    return (hpc_part){count * thread / threads, count * (thread + 1) / threads};
+}
+#endif

@@ -1,0 +1,316 @@
+"""The native kernels: numpy arrays, C functions. A CPU job that uses them never imports torch."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcinfer.config import RopeScaling
+from hpcinfer.dtypes import dequantise
+from hpcinfer.kernels.logarithm import log
+from hpcinfer.kernels.native.library import Library
+from hpcinfer.kernels.native.probe import probe_digest
+from hpcinfer.kernels.protocol import (
+    AttentionShape,
+    AttentionWeights,
+    GrainBest,
+    GrainStats,
+    Linear,
+    MlpWeights,
+    StepInput,
+    Weight,
+)
+from hpcinfer.kernels.rope import rope_table
+
+_VERSION = "native-1"  # changes whenever a bit of a result may
+_PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
+
+
+class Prepared(NamedTuple):
+    """A C struct, and what its pointers point to."""
+
+    struct: Any
+    held: tuple[Any, ...]
+
+
+class NativeCache:
+    """K and V of one layer."""
+
+    def __init__(self, library: Library, struct: Any) -> None:
+        self.struct, self._library = struct, library
+
+    def memory(self) -> np.ndarray:
+        """All bytes of it, for tests that fill it with garbage."""
+        return np.frombuffer(self._library.ffi.buffer(self.struct.keys, self.struct.total_bytes), np.uint8)
+
+
+class _Table(NamedTuple):
+    """A vocabulary table as stored."""
+
+    weight: Weight
+    values: np.ndarray
+
+
+class NativeKernels:
+    """Implements `Kernels` with the C library. Several may live in one process, each with its own threads."""
+
+    name = "native"
+
+    def __init__(self, library: Library, threads: int = 1) -> None:
+        self._ffi, self._lib, self._library = library.ffi, library.lib, library
+        self._threads = threads
+        self._runtime = self._ffi.gc(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
+        self._step_input: StepInput | None = None
+        self._step_struct: Prepared | None = None
+        self._spans: dict[tuple[tuple[int, int], ...], Any] = {}
+
+    def profile(self) -> dict[str, str]:
+        """Describe what fixes the bits: the version of the kernels, and the digest of a short probe.
+
+        The instruction set and the number of threads do not."""
+        return {"kernels": _VERSION, "device": "cpu", "probe": probe_digest(self)}
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds in array functions so far, by phase."""
+        return dict(zip(_PHASES, self._ffi.unpack(self._lib.hpc_seconds(self._runtime), len(_PHASES)), strict=True))
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Allocate float32, uninitialised, contiguous."""
+        return np.empty(shape, np.float32)
+
+    def host(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return array
+
+    def device(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return array
+
+    def vector(self, values: np.ndarray) -> np.ndarray:
+        """Prepare a norm weight or bias."""
+        return np.array(values, np.float32)
+
+    def kv_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str) -> NativeCache:
+        """Allocate K and V of one layer.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
+        struct = self._lib.hpc_cache_new(self._kind(dtype), num_blocks, block_size, num_kv_heads, head_size)
+        return NativeCache(self._library, self._owned(struct, self._lib.hpc_cache_free))
+
+    def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+        """Cosines and sines of every position, [max_len, 2, H / 2]."""
+        return rope_table(max_len, head_size, theta, scaling)
+
+    def prepare_table(self, table: Weight) -> _Table:
+        """Keep a vocabulary table [G, U, D] as stored."""
+        if table.dtype == "int4":
+            return _Table(Weight(np.empty(0), "float32"), dequantise(table.values, table.dtype, table.scales))
+        return _Table(table, np.array(table.values))
+
+    def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> Prepared:
+        """Pack the attention half of a layer: q, k and v side by side."""
+        layout, hidden = shape.layout, len(weights.norm)
+        columns = layout.heads_per_grain * layout.head_size
+        inputs = (weights.q, weights.k, weights.v)
+        return self._prepare(
+            "hpc_attention_layer *",
+            {"window": shape.window, "head_size": layout.head_size, "eps": shape.eps, "grains": len(layout.grain_heads),
+             "num_heads": len(layout.kv_of_head), "grain_columns": columns,
+             "num_kv_heads": weights.k.weight.values.shape[0]},
+            qkv=self._columns([linear.weight for linear in inputs], hidden), o=self._rows(weights.o, columns),
+            norm=_float32(weights.norm), qkv_bias=_biases(inputs), q_norm=_float32(weights.q_norm),
+            k_norm=_float32(weights.k_norm), rope=_float32(shape.rope),
+            head_columns=_head_columns(layout.grain_heads, layout.head_size, columns),
+            kv_of_head=np.array(layout.kv_of_head, np.int64),
+        )  # fmt: skip
+
+    def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
+        """Pack the MLP half of a layer: gate and up side by side."""
+        grains, width = weights.up.weight.values.shape[:2]
+        inputs = (weights.gate, weights.up)
+        return self._prepare(
+            "hpc_mlp_layer *", {"eps": eps, "grains": grains, "width": width},
+            gate_up=self._columns([linear.weight for linear in inputs], len(weights.norm)),
+            down=self._rows(weights.down, width), norm=_float32(weights.norm), gate_up_bias=_biases(inputs),
+        )  # fmt: skip
+
+    def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Prepared:
+        """Pack the output head, with the last norm."""
+        return self._prepare(
+            "hpc_head *", {"eps": eps, "grains": table.values.shape[0]},
+            weight=self._columns([table], len(norm)), norm=_float32(norm),
+        )  # fmt: skip
+
+    def embed(
+        self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
+    ) -> np.ndarray:
+        """Rows of a vocabulary table; zeros for foreign ids."""
+        grains, units, hidden = table.values.shape
+        out = self.empty((len(token_ids), hidden))
+        scales = self._pointer("float[]", table.weight.scales)
+        starts, sizes = (self._pointer("int64_t[]", np.array(each, np.int64)) for each in (grain_starts, grain_sizes))
+        self._lib.hpc_embed(
+            self._runtime, self._kind(table.weight.dtype), self._pointer("char[]", table.values), scales, units,
+            hidden, starts, sizes, grains, self._pointer("int64_t[]", token_ids), len(token_ids), self._floats(out),
+        )  # fmt: skip
+        return out
+
+    def attention(
+        self, x: np.ndarray, layer: Prepared, step: StepInput, cache: NativeCache, spans: list[tuple[int, int]]
+    ) -> list[np.ndarray]:
+        """The attention half of a layer: one partial sum [T, D] per tree node of this rank."""
+        nodes = self.empty((len(spans), *x.shape))
+        self._lib.hpc_attention_half(
+            self._runtime, layer.struct, self._step(step).struct, cache.struct, self._floats(x),
+            self._span_array(spans), len(spans), self._floats(nodes),
+        )  # fmt: skip
+        return list(nodes)
+
+    def mlp(self, x: np.ndarray, layer: Prepared, spans: list[tuple[int, int]]) -> list[np.ndarray]:
+        """The MLP half of a layer: one partial sum [T, D] per tree node of this rank."""
+        nodes = self.empty((len(spans), *x.shape))
+        self._lib.hpc_mlp_half(
+            self._runtime, layer.struct, self._floats(x), len(x), self._span_array(spans), len(spans),
+            self._floats(nodes),
+        )  # fmt: skip
+        return list(nodes)
+
+    def add_residual(self, x: np.ndarray, total: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        """x + (total + bias), in place."""
+        self._lib.hpc_add_residual(
+            self._runtime, self._floats(x), self._floats(total), self._pointer("float[]", bias), *x.shape,
+            self._floats(x),
+        )  # fmt: skip
+        return x
+
+    def logits(self, x: np.ndarray, rows: np.ndarray, head: Prepared) -> np.ndarray:
+        """Norm and output head of some rows: [R, G, U]."""
+        num_out, grains = head.struct.weight.num_out, head.struct.grains
+        out = self.empty((len(rows), grains, num_out // grains))
+        self._lib.hpc_logits(
+            self._runtime, head.struct, self._floats(x), self._pointer("int64_t[]", rows), len(rows), self._floats(out)
+        )
+        return out
+
+    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
+        """The largest true logit of each row."""
+        best = GrainBest(self.empty((len(logits),)), np.empty(len(logits), np.int64))
+        self._lib.hpc_argmax(
+            self._runtime, self._floats(logits), self._sizes(grain_sizes), *logits.shape, self._floats(best.values),
+            self._pointer("int64_t[]", best.places),
+        )  # fmt: skip
+        return best
+
+    def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
+        """Maximum and exp-sum of logits [R, G, U] per grain."""
+        stats = GrainStats(self.empty(logits.shape[:2]), self.empty(logits.shape[:2]))
+        logits = np.ascontiguousarray(logits)
+        self._lib.hpc_grain_stats(
+            self._runtime, self._floats(logits), self._sizes(grain_sizes), *logits.shape, self._floats(stats.maxima),
+            self._floats(stats.exp_sums),
+        )  # fmt: skip
+        return stats
+
+    def largest(self, row: np.ndarray, count: int) -> np.ndarray:
+        """Places of the largest values: value descending, place ascending."""
+        places = np.empty(min(count, len(row)), np.int64)
+        row = np.ascontiguousarray(row)
+        self._lib.hpc_largest(self._floats(row), len(row), len(places), self._pointer("int64_t[]", places))
+        return places
+
+    def log(self, x: np.ndarray) -> np.ndarray:
+        """Natural logarithm, computed in float64, in the precision of x."""
+        return log(x).astype(x.dtype, copy=False)
+
+    def exp(self, x: np.ndarray) -> np.ndarray:
+        """Exponential in float32."""
+        out = np.array(x, np.float32, order="C")
+        self._lib.hpc_exp(self._runtime, self._floats(out), out.size)
+        return out
+
+    def _columns(self, parts: Sequence[Weight], num_in: int) -> Any:
+        """Pack column-parallel weights side by side."""
+        sizes = [part.values.shape[0] * part.values.shape[1] for part in parts]
+        packed = self._new_weight(parts[0].dtype, 1, sum(sizes), num_in)
+        for part, size, end in zip(parts, sizes, np.cumsum(sizes), strict=True):
+            self._fill(packed, 0, int(end) - size, part)
+        return packed
+
+    def _rows(self, weight: Weight, num_in: int) -> Any:
+        """Pack a row-parallel weight, grain by grain."""
+        grains, num_out = weight.values.shape[:2]
+        packed = self._new_weight(weight.dtype, grains, num_out, num_in)
+        for grain in range(grains):
+            scales = None if weight.scales is None else weight.scales[grain : grain + 1]
+            self._fill(packed, grain, 0, Weight(weight.values[grain : grain + 1], weight.dtype, scales))
+        return packed
+
+    def _new_weight(self, dtype: str, grains: int, num_out: int, num_in: int) -> Any:
+        kind = self._kind(dtype if dtype in ("int8", "int4") else "float32")
+        return self._owned(self._lib.hpc_weight_new(kind, grains, num_out, num_in), self._lib.hpc_weight_free)
+
+    def _fill(self, packed: Any, grain: int, first_out: int, part: Weight) -> None:
+        values, count = np.ascontiguousarray(part.values), part.values.shape[0] * part.values.shape[1]
+        scales = None if part.scales is None else np.ascontiguousarray(part.scales)
+        self._lib.hpc_weight_fill(
+            packed, self._threads, grain, first_out, count, self._kind(part.dtype), self._pointer("char[]", values),
+            self._pointer("char[]", scales),
+        )  # fmt: skip
+
+    def _prepare(self, kind: str, numbers: dict[str, Any], **held: Any) -> Prepared:
+        struct = self._ffi.new(kind, numbers)
+        for name, value in held.items():
+            if isinstance(value, np.ndarray):
+                setattr(struct, name, self._pointer("int64_t[]" if value.dtype == np.int64 else "float[]", value))
+            elif value is not None:
+                setattr(struct, name, value)
+        return Prepared(struct, tuple(held.values()))
+
+    def _step(self, step: StepInput) -> Prepared:
+        if step is not self._step_input or self._step_struct is None:
+            names = ("positions", "slots", "query_starts", "context_lens", "block_tables", "table_starts")
+            arrays = {name: np.ascontiguousarray(getattr(step, name), np.int64) for name in names}
+            sizes = {"num_tokens": len(step.positions), "num_sequences": len(step.context_lens)}
+            self._step_input, self._step_struct = step, self._prepare("hpc_step *", sizes, **arrays)
+        return self._step_struct
+
+    def _span_array(self, spans: list[tuple[int, int]]) -> Any:
+        key = tuple(spans)
+        if key not in self._spans:
+            self._spans[key] = self._ffi.new("int64_t[]", [bound for span in spans for bound in span])
+        return self._spans[key]
+
+    def _sizes(self, sizes: tuple[int, ...]) -> Any:
+        return self._ffi.new("int64_t[]", list(sizes))
+
+    def _floats(self, array: np.ndarray) -> Any:
+        return self._ffi.from_buffer("float[]", array)
+
+    def _pointer(self, kind: str, array: np.ndarray | None) -> Any:
+        return self._ffi.NULL if array is None else self._ffi.from_buffer(kind, array)
+
+    def _kind(self, dtype: str) -> int:
+        return int(getattr(self._lib, f"HPC_{dtype.upper()}"))
+
+    def _owned(self, pointer: Any, free: Any) -> Any:
+        if pointer == self._ffi.NULL:
+            raise MemoryError("the native kernels: not enough memory")
+        return self._ffi.gc(pointer, free)
+
+
+def _float32(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else np.ascontiguousarray(values, np.float32)
+
+
+def _biases(linears: tuple[Linear, ...]) -> np.ndarray | None:
+    """Biases side by side; all linears have one, or none."""
+    biases = [linear.bias.reshape(-1) for linear in linears if linear.bias is not None]
+    return np.concatenate(biases).astype(np.float32, copy=False) if biases else None
+
+
+def _head_columns(grain_heads: tuple[int, ...], head_size: int, columns: int) -> np.ndarray:
+    """First column of each head in [G, U]."""
+    firsts = [grain * columns + i * head_size for grain, count in enumerate(grain_heads) for i in range(count)]
+    return np.array(firsts, np.int64)
