@@ -200,7 +200,9 @@ class EngineOptions:
     kv_cache_memory: str | None = option(
         None, "KV cache per rank, as 512MiB or 4GiB; a share of free memory if not given", metavar="SIZE"
     )
-    prefix_reuse: bool = option(True, "compute every prompt from its first token, also if the KV cache has its beginning")
+    prefix_reuse: bool = option(
+        True, "compute every prompt from its first token, also if the KV cache has its beginning"
+    )
     threads: int | None = option(
         None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
     )

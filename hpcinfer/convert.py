@@ -1,13 +1,21 @@
 """`hpcinfer convert`: a Hugging Face folder becomes a store; alone, or shared by the ranks of an mpirun."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpcinfer.errors import EXIT_DONE
+from hpcinfer.errors import EXIT_DONE, ConfigError
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
+    from hpcinfer.weights.conversion import Recipe
 
 HELP = "turn a Hugging Face folder into a store"
 EXAMPLE = "mpirun -n 8 hpcinfer convert /models/Llama-3.1-8B-Instruct llama.store"
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="smallest shards per layer, a power of two: the largest tensor-parallel size"
         " (default: 8, or 16 from about 60 B parameters)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="store weights as integers with scales (default: none); embeddings and output head of int4 are int8",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        default=None,
+        help="text, or prompts as .jsonl, like what the model will see: int4 is rounded with respect to it; the first"
+        " 131,072 tokens count (default: round to nearest)",
+    )
 
 
 def command(args: argparse.Namespace) -> int:
@@ -29,18 +51,46 @@ def command(args: argparse.Namespace) -> int:
     from hpcinfer.agree import on_all, where_am_i
     from hpcinfer.comm.world import end_together, start_world
     from hpcinfer.log import start_logging
-    from hpcinfer.weights.conversion import Recipe, convert
+    from hpcinfer.weights.conversion import convert
     from hpcinfer.weights.locate import find_model
     from hpcinfer.weights.reader import Store
 
     group = start_world()
     start_logging(is_root=group.rank == 0, who=where_am_i(group))
     source = on_all(group, lambda: find_model(args.source))
-    end_together(group, lambda: convert(source, args.store, group, Recipe(args.grains)))
+    recipe = on_all(group, lambda: _recipe(args, group))
+    end_together(group, lambda: convert(source, args.store, group, recipe))
     if group.rank == 0:
         store = Store.open(args.store)
         print(f"{args.store}: {store.config.architecture}, {store.grains} grains, {store.dtype}, digest {store.digest}")
     return EXIT_DONE
+
+
+def _recipe(args: argparse.Namespace, group: "Collectives") -> "Recipe":
+    from hpcinfer.data.tokenizer import Tokenizer
+    from hpcinfer.data.windows import cut_windows, first_tokens, prompt_ids
+    from hpcinfer.model.calibration import MAX_WINDOWS, WINDOW, Calibration
+    from hpcinfer.weights.conversion import Recipe
+    from hpcinfer.weights.source import Source
+
+    if args.calibration is None:
+        if args.quantize == "int4" and group.rank == 0:
+            log.info("rounding to nearest; with --calibration FILE int4 loses less")
+        return Recipe(args.grains, args.quantize)
+    if args.quantize != "int4":
+        raise ConfigError(
+            f"--calibration with --quantize {args.quantize}",
+            expected="--quantize int4: the others do not depend on a text",
+            hint="leave --calibration out",
+        )
+
+    def calibrate(source: Source, grains: int) -> Calibration:
+        tokenizer, config = Tokenizer(source.tokenizer_files), source.config
+        ids, length = prompt_ids(args.calibration, tokenizer, config.vocab_size), config.max_position_embeddings
+        windows = cut_windows(ids, min(WINDOW, length), first_tokens(tokenizer))[:MAX_WINDOWS]
+        return Calibration(source, grains, windows, group)
+
+    return Recipe(args.grains, args.quantize, calibrate)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`hpcinfer inspect`: what a store or a job directory holds. Needs neither MPI nor torch."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,9 +78,25 @@ def _model_lines(store: "Store") -> list[str]:
         f"  positions    {config.max_position_embeddings}, rope {config.rope_scaling.rope_type},"
         f" theta {config.rope_theta:g}" + (f", window {', '.join(map(str, windows))}" if windows else ""),
         f"  dtype        {', '.join(sorted({param.dtype for param in store.parameters.values()}))}",
+        *_weights_lines(store),
         f"  grains       {store.grains}: tensor-parallel sizes 1 to {store.grains},"
         f" pipeline-parallel sizes 1 to {config.num_layers}",
     ]
+
+
+def _weights_lines(store: "Store") -> list[str]:
+    from hpcinfer.dtypes import STORAGE
+    from hpcinfer.weights.layout import num_weights
+
+    sizes = {name: STORAGE[param.dtype].itemsize for name, param in store.parameters.items()}
+    num_bytes = sum(math.prod(store.spec(name).shape) * size for name, size in sizes.items())
+    kind = "as in the checkpoint" if store.quantization == "none" else f"quantised to {store.quantization}"
+    each = f"{num_bytes / num_weights(store.config):.3f} bytes per weight, padding included"
+    lines = [f"  weights      {kind}, {format_bytes(num_bytes)}, {each}"]
+    if facts := store.calibration:
+        text = f"{facts['tokens']} tokens in {facts['windows']} windows, sha256 {facts['sha256']}"
+        lines.append(f"  calibrated   on {text}")
+    return lines
 
 
 def _file_lines(store: "Store") -> list[str]:

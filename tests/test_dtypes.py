@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcinfer.dtypes import all_finite, raw_bytes, round_to, to_float32
+from hpcinfer.dtypes import all_finite, dequantise, int4_codes, pack_int4, raw_bytes, round_to, to_float32
 
 BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 
@@ -35,3 +35,26 @@ def test_raw_bytes_is_a_view():
     raw_bytes(values)[0] = 255
     assert values.tobytes()[0] == 255
     assert len(raw_bytes(np.zeros((0, 3), np.uint16))) == 0
+
+
+@given(st.integers(1, 5), st.integers(0, 40), st.randoms(use_true_random=False))
+def test_packed_int4_codes_come_back(rows, pairs, choose):
+    codes = np.array([[choose.randrange(-8, 8) for _ in range(2 * pairs)] for _ in range(rows)], np.int8)
+    codes = codes.reshape(rows, 2 * pairs)
+    packed = pack_int4(codes)
+    assert packed.shape == (rows, pairs) and packed.dtype == np.uint8
+    np.testing.assert_array_equal(int4_codes(packed), codes)
+
+
+def test_even_inputs_of_int4_are_in_the_low_half():
+    assert pack_int4(np.array([[-8, 7, 0, 1]], np.int8)).tolist() == [[0xF0, 0x98]]
+
+
+def test_dequantised_values_are_codes_times_scales():
+    codes = np.arange(-4, 4, dtype=np.int8).reshape(1, 2, 4)
+    np.testing.assert_array_equal(dequantise(codes, "int8", np.float32([[0.5, -2]])), codes * [[[0.5], [-2]]])
+    codes = np.tile(np.arange(-8, 8, dtype=np.int8), 4).reshape(1, 1, 64)
+    scales = round_to(np.float32([[[0.5, -3]]]), "bfloat16")
+    expected = codes.reshape(2, 32) * np.float32([[0.5], [-3]])
+    np.testing.assert_array_equal(dequantise(pack_int4(codes), "int4", scales).reshape(2, 32), expected)
+    np.testing.assert_array_equal(dequantise(np.uint16([0x3F80]), "bfloat16", None), np.float32([1]))

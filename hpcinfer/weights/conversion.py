@@ -52,7 +52,7 @@ class Recipe:
 
     grains: int | None = None  # a power of two; None is 8, or 16 from about 60 B parameters
     quantization: str = UNQUANTISED  # none, int8 or int4
-    calibrate: Callable[[Source], Calibrator] | None = None  # local work; None rounds to nearest
+    calibrate: Callable[[Source, int], Calibrator] | None = None  # of source and grains; None rounds to nearest
 
 
 def convert(
@@ -152,10 +152,10 @@ def _convert(source: Source, target: _Target, group: "Collectives", recipe: Reci
     if group.rank == 0:
         log.info("converting %s to %s, %d grains", source.folder, target.folder, grains)
     on_root(group, lambda: _prepare(source, target, shape))
-    calibrator = on_all(group, lambda: recipe.calibrate(source) if recipe.calibrate else None)
+    calibrator = on_all(group, lambda: recipe.calibrate(source, grains) if recipe.calibrate else None)
     mine = _Share(source, shape, target.temporary, group).write(calibrator)
     shares = [json.loads(share) for share in group.all_gather_bytes(json.dumps(mine).encode())]
-    quantization = {} if shape.quantization == UNQUANTISED else {"weights": shape.quantization}
+    quantization: dict[str, Any] = {} if shape.quantization == UNQUANTISED else {"weights": shape.quantization}
     if calibrator is not None:
         quantization["calibration"] = calibrator.facts
     on_root(group, lambda: _finish(source, target, Contents(grains, quantization, {}, []), shares))

@@ -1,5 +1,6 @@
 """From one tensor of Hugging Face's checkpoint to the units of one stored parameter, one unit at a time."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import all_finite
 from hpcinfer.errors import ModelError
-from hpcinfer.weights.schema import WHOLE, ParamSpec, source_name, unit_ranges
+from hpcinfer.weights.schema import WHOLE, ParamSpec, param_specs, source_name, unit_ranges
 from hpcinfer.weights.source import Source
 
 
@@ -29,6 +30,11 @@ def layout(spec: ParamSpec, config: ModelConfig, grains: int) -> Layout:
     if spec.name.endswith(("o_proj.weight", "down_proj.weight")):
         return Layout((spec.shape[1], total), 1, ranges)
     return Layout((total, *spec.shape[2:]), 0, ranges)
+
+
+def num_weights(config: ModelConfig) -> int:
+    """Count the values of a model's checkpoint. Not collective."""
+    return sum(math.prod(layout(spec, config, 1).full_shape) for spec in param_specs(config, grains=1))
 
 
 def read_units(source: Source, spec: ParamSpec, grains: int) -> Iterator[np.ndarray]:

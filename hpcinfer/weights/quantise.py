@@ -1,7 +1,7 @@
 """Quantised weights: codes and scales of one unit, by rounding to nearest or, with moments, as GPTQ does.
 
-int8 has a scale per output: its largest weight has the code 127 or -127. int4 has a scale per GROUP inputs: the one of a
-few candidates with the least squared error; it may be negative, so that -8 serves the largest weight of either sign.
+int8 has a scale per output: its largest weight has the code 127 or -127. int4 has a scale per GROUP inputs: the one of
+a few candidates with the least squared error; it may be negative, so that -8 serves the largest weight of either sign.
 Outputs do not depend on each other, and sums are float64 in one order.
 """
 

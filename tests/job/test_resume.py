@@ -17,13 +17,14 @@ from golden import (
 )
 from jobs import Job, run_job, start_job, wait_until
 
+NUM_ROWS = 360
 FLAGS = ("--seed", "3", "--lease-timeout", "30")
 
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> Path:
     """Enough rows that a job runs for some seconds."""
-    return write_rows(folder / "in.jsonl", varied_rows(demo_prompts(60) * 2))
+    return write_rows(folder / "in.jsonl", varied_rows(demo_prompts(60) * (NUM_ROWS // 60)))
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,12 @@ def test_killed_job_ends_with_the_same_bytes_on_another_mesh(folder: Path, promp
     arguments = job_arguments(place, prompts)
     kill_at(start_job(2, *arguments, "-tp", "2"), place, 20)
     done = num_finished(place)
-    assert 0 < done < 120
+    assert 0 < done < NUM_ROWS
     assert not (place / "out.jsonl").exists()
     assert run_job(3, *arguments, "-pp", "3").rc == 0
     output = read_output(place / "out.jsonl")
     assert output.digest == whole.digest
-    assert output.report["ranks"][0]["rows"]["finished"] <= 120 - done
+    assert output.report["ranks"][0]["rows"]["finished"] <= NUM_ROWS - done
 
 
 @pytest.mark.time_limit(300)
@@ -75,11 +76,11 @@ def test_job_killed_again_and_again_loses_nothing(folder: Path, prompts: Path, w
     for ranks, flags in ((2, ["-dp", "2"]), (2, ["-pp", "2"])):
         kill_at(start_job(ranks, *arguments, *flags), place, done[-1] + 1)
         done.append(num_finished(place))
-    assert 0 == done[0] < done[1] < done[2] < 120
+    assert 0 == done[0] < done[1] < done[2] < NUM_ROWS
     assert run_job(2, *arguments).rc == 0
     output = read_output(place / "out.jsonl")
     assert output.digest == whole.digest
-    assert sum(rank["rows"]["finished"] for rank in output.report["ranks"]) == 120 - done[-1]
+    assert sum(rank["rows"]["finished"] for rank in output.report["ranks"]) == NUM_ROWS - done[-1]
 
 
 @pytest.mark.time_limit(300)
@@ -97,12 +98,12 @@ def test_job_killed_at_chosen_events_loses_nothing(folder: Path, prompts: Path, 
     assert list(job.glob("claims/*/*.g2"))
     assert num_finished(place) == 0 < sum(path.stat().st_size for path in job.glob("parts/*.jsonl"))
     die("output-renamed")
-    assert num_finished(place) == 120
+    assert num_finished(place) == NUM_ROWS
     assert (place / "out.jsonl").exists()
     assert not (job / "complete.json").exists()
     run = run_job(1, *arguments)
     assert run.rc == 0
-    assert num_finished(place) == 120
+    assert num_finished(place) == NUM_ROWS
     assert (job / "complete.json").exists()
     assert read_output(place / "out.jsonl").digest == whole.digest
 
@@ -129,7 +130,7 @@ def test_two_jobs_share_the_work(folder: Path, prompts: Path, whole: Output) -> 
     assert [job.wait().rc for job in jobs] == [0, 0]
     output = read_output(place / "out.jsonl")
     assert output.digest == whole.digest
-    assert num_finished(place) == 120
+    assert num_finished(place) == NUM_ROWS
 
 
 def test_second_job_takes_over_from_a_killed_one(folder: Path, prompts: Path, whole: Output) -> None:

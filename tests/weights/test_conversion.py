@@ -20,7 +20,7 @@ from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import to_float32
 from hpcinfer.errors import ConfigError, HpcInferError, ModelError, PeerError
 from hpcinfer.weights import conversion, writer
-from hpcinfer.weights.conversion import convert, default_grains
+from hpcinfer.weights.conversion import Recipe, convert, default_grains
 from hpcinfer.weights.layout import layout
 from hpcinfer.weights.reader import Store
 from hpcinfer.weights.schema import param_specs, source_name
@@ -60,14 +60,14 @@ def assert_store_holds(store, tensors):
 @pytest.mark.parametrize(("family", "overrides", "dtype"), VARIANTS)
 def test_units_put_together_are_the_checkpoint(tmp_path, family, overrides, dtype):
     source = make_tiny_model(tmp_path / "model", family, dtype=dtype, shards=family == "qwen2", **overrides)
-    convert(source, tmp_path / "store", SerialGroup(), 8)
+    convert(source, tmp_path / "store", SerialGroup(), Recipe(8))
     with Store.open(tmp_path / "store") as store:
         assert_store_holds(store, checkpoint(source))
 
 
 @pytest.mark.parametrize("grains", [1, 2, 16])
 def test_any_power_of_two_of_grains_holds_the_same(tmp_path, tiny_model, grains):
-    convert(tiny_model, tmp_path / "store", SerialGroup(), grains)
+    convert(tiny_model, tmp_path / "store", SerialGroup(), Recipe(grains))
     with Store.open(tmp_path / "store") as store:
         assert store.grains == grains
         assert_store_holds(store, checkpoint(tiny_model))
@@ -83,7 +83,7 @@ def test_number_of_ranks_and_path_change_no_byte(tmp_path, tiny_model, tiny_stor
 
 def test_digest_follows_weights_tokenizer_and_grains(tmp_path, model_copy, tiny_store):
     digests = {Store.open(tiny_store).digest}
-    convert(model_copy, tmp_path / "a", SerialGroup(), 4)
+    convert(model_copy, tmp_path / "a", SerialGroup(), Recipe(4))
     (model_copy / "chat_template.jinja").write_text("{{ messages }}")
     convert(model_copy, tmp_path / "b", SerialGroup())
     change_tensor(model_copy, "model.norm.weight", lambda tensor: tensor * 2)
@@ -185,7 +185,7 @@ def test_head_of_a_tied_model_must_repeat_the_embedding(tmp_path):
 @pytest.mark.parametrize("grains", [0, 3, -8, 2048])
 def test_wrong_numbers_of_grains_are_refused(tmp_path, tiny_model, grains):
     with pytest.raises(ConfigError, match=f"grains={grains}"):
-        convert(tiny_model, tmp_path / "store", SerialGroup(), grains)
+        convert(tiny_model, tmp_path / "store", SerialGroup(), Recipe(grains))
 
 
 def test_existing_destination_is_never_overwritten(tmp_path, tiny_model):

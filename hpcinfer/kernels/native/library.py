@@ -45,7 +45,7 @@ def load(threads: int = 1, local_rank: int | None = 0, local_size: int = 1) -> L
     if is_crowded(cores, os.cpu_count() or 1, local_size, threads):
         _wait_asleep()
     try:
-        module = importlib.import_module("hpcinfer.kernels.native._native")
+        module = importlib.import_module("._native", __package__)
     except ImportError as error:  # not built, or built for a system with other libraries
         logger.debug("no native kernels: %s", error)
         return None

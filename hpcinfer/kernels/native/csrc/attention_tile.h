@@ -101,12 +101,16 @@ static void value_tile(
 
 /* Hides all but keys [first, last] of a row and returns the largest score. */
 static float mask_row(float *scores, int64_t first, int64_t last) {
+    const int is_open = first <= 0 && last >= HPC_TILE - 1;
     vf largest = vf_set1(-INFINITY);
     for (int v = 0; v < PANELS; v++) {
-        vi key = vi_add(vi_iota(), vi_set1(v * HPC_LANES));
-        vm seen = vm_and(vi_lt(vi_set1((int32_t)first - 1), key), vi_lt(key, vi_set1((int32_t)last + 1)));
-        vf score = vf_select(seen, vf_load(scores + v * HPC_LANES), vf_set1(-INFINITY));
-        vf_store(scores + v * HPC_LANES, score);
+        vf score = vf_load(scores + v * HPC_LANES);
+        if (!is_open) {
+            vi key = vi_add(vi_iota(), vi_set1(v * HPC_LANES));
+            vm seen = vm_and(vi_lt(vi_set1((int32_t)first - 1), key), vi_lt(key, vi_set1((int32_t)last + 1)));
+            score = vf_select(seen, score, vf_set1(-INFINITY));
+            vf_store(scores + v * HPC_LANES, score);
+        }
         largest = vf_max(largest, score);
     }
     return vf_largest(largest);
@@ -132,15 +136,15 @@ static void weigh_tile(
     int rows, float *scores, const int64_t *positions, int64_t base, int64_t window, float *maxima, float *sums,
     float *decay
 ) {
-    float shifts[HPC_LANES] = {0}, added[HPC_LANES] = {0};
-    for (int r = 0; r < rows; r++)
-        shifts[r] = mask_row(scores + r * HPC_TILE, first_key(positions[r], window) - base, positions[r] - base);
-    vf old = vf_load_tail(maxima, rows), maximum = vf_max(old, vf_load(shifts));
-    vf shift = vf_select(vf_lt(vf_set1(-INFINITY), maximum), maximum, vf_zero());
-    vf_store(shifts, shift);
-    for (int r = 0; r < rows; r++) added[r] = weigh_row(scores + r * HPC_TILE, shifts[r]);
-    vf factor = vf_exp(vf_sub(old, shift));
-    vf_store(decay, factor);
-    vf_store_tail(maxima, maximum, rows);
-    vf_store_tail(sums, vf_fma(vf_load_tail(sums, rows), factor, vf_load(added)), rows);
+    float fallen[HPC_LANES] = {0}, added[ATTEND_ROWS];
+    for (int r = 0; r < rows; r++) {
+        float *row = scores + r * HPC_TILE;
+        const float largest = mask_row(row, first_key(positions[r], window) - base, positions[r] - base);
+        const float maximum = maxima[r] > largest ? maxima[r] : largest, shift = maximum > -INFINITY ? maximum : 0;
+        fallen[r] = maxima[r] - shift;
+        maxima[r] = maximum;
+        added[r] = weigh_row(row, shift);
+    }
+    vf_store(decay, vf_exp(vf_load(fallen)));
+    for (int r = 0; r < rows; r++) sums[r] = fmaf(sums[r], decay[r], added[r]);
 }

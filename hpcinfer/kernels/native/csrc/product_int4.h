@@ -33,10 +33,10 @@ INLINE void int4_group(
                 }
             }
         }
-        UNROLL for (int row = 0; row < num_rows; row++) {
-            UNROLL for (int i = 0; i < TILE_VECS; i++) {
+        UNROLL for (int i = 0; i < TILE_VECS; i++) {
+            const vf scale = vf_load_bf16(scales + column + i * HPC_LANES);
+            UNROLL for (int row = 0; row < num_rows; row++) {
                 float *target = out + row * HPC_PANEL + column + i * HPC_LANES;
-                const vf scale = vf_load_bf16(scales + column + i * HPC_LANES);
                 vf_store(target, vf_fma(vf_of_vi(sums[row][i]), scale, vf_load(target)));
             }
         }
@@ -54,6 +54,7 @@ INLINE void int4_rows(int num_rows, const tile_input *input, int64_t grain, floa
         int4_group(
             num_rows, weights, (const uint16_t *)(packed + HPC_GROUP / 2 * HPC_PANEL),
             rows->codes + run * rows->padded_in + group * HPC_GROUP, rows->sums + run * num_groups + group, rows, out);
+        KEEP_IN_MEMORY(out);
     }
     UNROLL for (int row = 0; row < num_rows; row++) {
         const vf scale = vf_set1(rows->scales[run + row * rows->grains]);

@@ -1,6 +1,8 @@
 /* Products of rows with packed weights: register tiles of some rows and one panel of outputs, trees over grains. */
 
 #define UNROLL _Pragma("GCC unroll 16")
+/* Registers are for the sums of a tile: the compiler shall not also carry `array` from one turn of a loop to the next. */
+#define KEEP_IN_MEMORY(array) __asm__ volatile("" : : "r"(array) : "memory")
 
 enum { FEW_ROWS = 4 };                /* fewer rows than this wait for memory */
 enum { PREFETCH_BYTES = 2048 };       /* how far ahead of use */

@@ -1,0 +1,119 @@
+"""The frontend of a replica over a job directory: what comes in becomes requests, what is finished becomes lines."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hpcinfer.config import SamplingParams
+from hpcinfer.data.completion import Choice
+from hpcinfer.data.request import Prepared, RowRequest
+from hpcinfer.errors import JobDirectoryError, RequestError
+from hpcinfer.recovery.dealing import Deal
+from hpcinfer.recovery.feeder import Feeder
+from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.recovery.rows import PrepareAhead, RowSource
+from hpcinfer.recovery.writer_thread import WriterThread
+
+
+class Client:
+    """Deals blocks one at a time, when asked."""
+
+    def __init__(self, deals):
+        self._deals, self._is_asked = list(deals), False
+        self.num_asked, self.is_ended = 0, False
+
+    def ask(self):
+        self._is_asked = True
+        self.num_asked += 1
+
+    def poll(self):
+        if not self._is_asked:
+            return None
+        self._is_asked = False
+        if self._deals:
+            return self._deals.pop(0)
+        self.is_ended = True
+        return None
+
+
+def prepare(row, line):
+    if line.startswith(b"bad"):
+        raise RequestError("invalid_value", "bad", param="prompt")
+    return Prepared(RowRequest(row, "completions", "text"), np.frombuffer(line, np.uint8), SamplingParams())
+
+
+@pytest.fixture
+def feed(make_job, tmp_path):
+    """Run a function with a feeder over 40 rows in blocks of 8, every seventh of them bad; gives the lines written."""
+
+    def run(use, deals=5):
+        paths, index = make_job(40, lambda row: f"bad {row}" if row % 7 == 0 else f"fine {row}")
+        client = Client(Deal(False, block, 1, tuple(range(8 * block, 8 * block + 8))) for block in range(deals))
+        preparer = SimpleNamespace(kind="text", prepare=prepare, tokenizer=None)
+        with (tmp_path / "prompts.txt").open("rb") as file, PartWriter(paths, "a") as part:
+            source = RowSource(file, index, preparer, "model")
+            with WriterThread(part) as writer, PrepareAhead(source) as rows:
+                use(Feeder(source, rows, writer, client))
+        return [json.loads(line) for line in paths.part_data("a").read_bytes().splitlines()]
+
+    return run
+
+
+def serve(feeder, slots=6):
+    """Take and finish until there is nothing more; at most `slots` rows are open."""
+    opened, end = [], time.monotonic() + 20
+    while not (feeder.is_exhausted() and not opened) and time.monotonic() < end:
+        taken = feeder.take(slots - len(opened))
+        assert len(taken) <= slots - len(opened)
+        opened += taken
+        if opened:
+            request = opened.pop(0)
+            feeder.finish(request.row, (Choice(0, (1, 2), f"text {request.row}", "length"),))
+        else:
+            feeder.wait()
+
+
+def test_each_row_of_each_block_has_one_line_and_is_counted(feed):
+    feeders = []
+    lines = feed(lambda feeder: (feeders.append(feeder), serve(feeder)))
+    assert sorted(line["row"] for line in lines) == list(range(40))
+    assert {line["row"] for line in lines if "error" in line} == {0, 7, 14, 21, 28, 35}
+    assert all(line["text"] == f"text {line['row']}" for line in lines if "error" not in line)
+    counts = feeders[0].counts
+    assert (counts.rows, counts.errors, counts.output_tokens) == (40, {"invalid_value": 6}, 68)
+    assert counts.examples == {"invalid_value": "row 0: bad"} and counts.cut_by_default == 34
+
+
+def test_requests_come_in_the_order_of_their_blocks(feed):
+    taken = []
+
+    def use(feeder):
+        end = time.monotonic() + 20
+        while len(taken) < 34 and time.monotonic() < end:
+            taken.extend(request.row for request in feeder.take(3))
+            feeder.wait()
+
+    feed(use)
+    assert taken == [row for row in range(40) if row % 7]
+
+
+def test_rows_are_prepared_and_blocks_asked_for_ahead_of_need(feed):
+    def use(feeder):
+        for _ in range(3):
+            assert feeder.take(0) == []
+        assert feeder._client.num_asked == 1 and feeder._rows.num_open == 8  # one block, and no more than that
+        assert not feeder.is_exhausted()
+
+    feed(use)
+
+
+def test_failure_of_the_disk_ends_the_loop(feed):
+    def use(feeder):
+        feeder._writer._error = JobDirectoryError("finished lines cannot be stored")
+        feeder.take(1)
+
+    with pytest.raises(JobDirectoryError, match="cannot be stored"):
+        feed(use)
