@@ -94,6 +94,11 @@ class Claimer:
         """Rows that need no more work, as of the last refresh."""
         return self._index.num_rows - int(self._remaining.sum())
 
+    @property
+    def num_unclaimed(self) -> int:
+        """Unfinished rows of blocks that nobody had, as far as we know."""
+        return int(self._remaining[self._generations == 0].sum())
+
     def _claim_free(self) -> Claim | None:
         """Try free blocks in order of work; several claimants start at different ones, so that few collide."""
         while True:

@@ -1,8 +1,8 @@
 """Dealing: one claimant per MPI job takes blocks from the job directory and deals them to the replicas' leaders.
 
 The claimant is the leader of replica 0. Its file accesses happen in a thread, ahead of need; its messages between
-the steps of its own replica. A leader asks for its next block before it runs out of rows, and is answered when there
-is one, or when the whole job is complete.
+the steps of its own replica. A leader asks for the rows that it lacks before it runs out of them, and is answered when
+there are some, or when the whole job is complete.
 """
 
 from __future__ import annotations
@@ -23,35 +23,54 @@ if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
 
 _TAG_WANT, _TAG_DEAL = 21, 22
-_DEAL = struct.Struct("<?qi")  # end, block, generation; then rows as int64
+_WANT = struct.Struct("<q")  # rows
+_ANSWER, _DEAL = struct.Struct("<?i"), struct.Struct("<qii")  # end, deals; block, generation, rows, then the rows
 _POLL_S = 0.2  # between two looks at the job directory when nothing can be claimed
+_BLOCKS_AHEAD = 4  # claimed in advance, per replica
 
 
 class Deal(NamedTuple):
-    """A block to work on, or the end of the job."""
+    """A block to work on."""
+
+    block: int
+    generation: int
+    rows: tuple[int, ...]
+
+
+class Answer(NamedTuple):
+    """Some blocks, or the end of the job."""
 
     is_end: bool
-    block: int = -1
-    generation: int = 0
-    rows: tuple[int, ...] = ()
+    deals: tuple[Deal, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Encode."""
-        return _DEAL.pack(self.is_end, self.block, self.generation) + np.asarray(self.rows, np.int64).tobytes()
+        parts = [_ANSWER.pack(self.is_end, len(self.deals))]
+        for deal in self.deals:
+            parts += [_DEAL.pack(deal.block, deal.generation, len(deal.rows)), np.asarray(deal.rows, "<i8").tobytes()]
+        return b"".join(parts)
 
     @staticmethod
-    def from_bytes(data: bytes) -> Deal:
+    def from_bytes(data: bytes) -> Answer:
         """Decode what `to_bytes` made."""
-        is_end, block, generation = _DEAL.unpack_from(data)
-        return Deal(is_end, block, generation, tuple(np.frombuffer(data, np.int64, -1, _DEAL.size).tolist()))
+        is_end, num_deals = _ANSWER.unpack_from(data)
+        deals, at = list[Deal](), _ANSWER.size
+        for _ in range(num_deals):
+            block, generation, num_rows = _DEAL.unpack_from(data, at)
+            rows = np.frombuffer(data, "<i8", num_rows, at + _DEAL.size)
+            deals.append(Deal(block, generation, tuple(rows.tolist())))
+            at += _DEAL.size + rows.nbytes
+        return Answer(is_end, tuple(deals))
 
 
 class ClaimAhead:
-    """Claims blocks in a thread, `ahead` of them in advance."""
+    """Claims blocks in a thread, some for each replica in advance."""
 
-    def __init__(self, claimer: Claimer, ahead: int) -> None:
+    def __init__(self, claimer: Claimer, num_replicas: int) -> None:
         self._claimer = claimer
-        self._claims: Queue[Claim] = Queue(maxsize=ahead)
+        self._claims: Queue[Claim] = Queue(maxsize=_BLOCKS_AHEAD * num_replicas)
+        self._num_unclaimed = claimer.num_unclaimed
+        self._num_claimed = self._num_taken = 0  # rows; each is written by one thread
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self.is_complete = False
@@ -64,9 +83,16 @@ class ClaimAhead:
         if self._error is not None:
             raise self._error
         try:
-            return self._claims.get_nowait()
+            claim = self._claims.get_nowait()
         except Empty:
             return None
+        self._num_taken += len(claim.rows)
+        return claim
+
+    @property
+    def num_undealt(self) -> int:
+        """Unfinished rows that nobody works on, as far as we know."""
+        return self._num_unclaimed + self._num_claimed - self._num_taken
 
     def close(self) -> None:
         """Stop the thread. Not collective."""
@@ -78,11 +104,12 @@ class ClaimAhead:
             while not self._stop.is_set() and not self.is_complete:
                 claim = self._claimer.claim()
                 is_complete = claim is None and self._claimer.is_complete()
-                self.num_done = self._claimer.num_done
+                self.num_done, self._num_unclaimed = self._claimer.num_done, self._claimer.num_unclaimed
                 self.is_complete = is_complete
                 if claim is None:
                     self._stop.wait(_POLL_S)
                 else:
+                    self._num_claimed += len(claim.rows)
                     self._put(claim)
         except BaseException as error:  # raised again where the claims are taken
             self._error = error
@@ -100,16 +127,18 @@ class Dealer:
 
     def __init__(self, world: Collectives, claims: ClaimAhead, num_leaders: int) -> None:
         self._world, self.claims, self._num_left = world, claims, num_leaders
-        self._wanting: deque[int] = deque()
+        self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
         self._sent = Outbox()
 
     def serve(self) -> None:
         """Answer those who wait, as far as there are blocks. Not collective."""
         while (message := self._world.probe_bytes(_TAG_WANT)) is not None:
-            self._wanting.append(message[0])
-        while self._wanting and (deal := self._next()) is not None:
-            self._sent.keep(self._world.send_bytes(deal.to_bytes(), self._wanting.popleft(), _TAG_DEAL))
-            self._num_left -= deal.is_end
+            leader, data = message
+            self._wanting.append((leader, *_WANT.unpack(data)))
+        while self._wanting and (answer := self._answer(self._wanting[0][1])) is not None:
+            leader, _ = self._wanting.popleft()
+            self._sent.keep(self._world.send_bytes(answer.to_bytes(), leader, _TAG_DEAL))
+            self._num_left -= answer.is_end
 
     def close(self) -> None:
         """Serve until every leader knows that the job is complete. Not collective."""
@@ -119,15 +148,23 @@ class Dealer:
         self._sent.flush()
         self.claims.close()
 
-    def _next(self) -> Deal | None:
-        claim = self.claims.take()
-        if claim is not None:
-            return Deal(False, claim.block, claim.generation, tuple(claim.rows.tolist()))
-        return Deal(True) if self.claims.is_complete else None
+    def _answer(self, wanted: int) -> Answer | None:
+        """Blocks for so many rows, but no more than a fair share of what nobody works on; None if there are none."""
+        share = min(wanted, -(-self.claims.num_undealt // max(1, self._num_left)))
+        deals, num_rows = list[Deal](), 0
+        while not deals or num_rows < share:
+            claim = self.claims.take()
+            if claim is None:
+                break
+            deals.append(Deal(claim.block, claim.generation, tuple(claim.rows.tolist())))
+            num_rows += len(claim.rows)
+        if not deals:
+            return Answer(True) if self.claims.is_complete else None
+        return Answer(False, tuple(deals))
 
 
 class DealClient:
-    """Asks the claimant for blocks, one at a time and ahead of need. On every leader."""
+    """Asks the claimant for blocks, ahead of need. On every leader."""
 
     def __init__(self, world: Collectives, claimant: int = 0) -> None:
         self._world, self._claimant = world, claimant
@@ -135,18 +172,18 @@ class DealClient:
         self._has_asked = False
         self.is_ended = False
 
-    def ask(self) -> None:
-        """Ask for a block unless one is on its way. Not collective."""
+    def ask(self, num_rows: int) -> None:
+        """Ask for about so many rows, unless an answer is on its way. Not collective."""
         if not self._has_asked and not self.is_ended:
-            self._sent.keep(self._world.send_bytes(b"", self._claimant, _TAG_WANT))
+            self._sent.keep(self._world.send_bytes(_WANT.pack(num_rows), self._claimant, _TAG_WANT))
             self._has_asked = True
 
-    def poll(self) -> Deal | None:
+    def poll(self) -> tuple[Deal, ...]:
         """Take the answer if it is there. Not collective."""
         message = self._world.probe_bytes(_TAG_DEAL)
         if message is None:
-            return None
+            return ()
         self._has_asked = False
-        deal = Deal.from_bytes(message[1])
-        self.is_ended = deal.is_end
-        return None if deal.is_end else deal
+        answer = Answer.from_bytes(message[1])
+        self.is_ended = answer.is_end
+        return answer.deals

@@ -95,13 +95,13 @@ class Feeder:
 
     def _turn(self, wanted: int) -> None:
         self._writer.check()
-        if len(self._backlog) + self._rows.num_open <= wanted:  # also when nothing is wanted yet: a block ahead of need
-            self._client.ask()
+        num_coming = len(self._backlog) + self._rows.num_open
+        if num_coming <= wanted:  # also when nothing is wanted yet: a block ahead of need
+            self._client.ask(max(1, wanted - num_coming))
         if self._dealer is not None and self._progress is not None:
             self._dealer.serve()
             self._progress.update(self._dealer.claims.num_done)
-        deal = self._client.poll()
-        if deal is not None:
+        for deal in self._client.poll():
             self._num_left[deal.block] += len(deal.rows)
             self._backlog.extend((row, deal) for row in deal.rows)
 

@@ -25,18 +25,19 @@ class Client:
         self._deals, self._is_asked = list(deals), False
         self.num_asked, self.is_ended = 0, False
 
-    def ask(self):
+    def ask(self, num_rows):
+        assert num_rows > 0
         self._is_asked = True
         self.num_asked += 1
 
     def poll(self):
         if not self._is_asked:
-            return None
+            return ()
         self._is_asked = False
         if self._deals:
-            return self._deals.pop(0)
+            return (self._deals.pop(0),)
         self.is_ended = True
-        return None
+        return ()
 
 
 def prepare(row, line):
@@ -51,7 +52,7 @@ def feed(make_job, tmp_path):
 
     def run(use, deals=5):
         paths, index = make_job(40, lambda row: f"bad {row}" if row % 7 == 0 else f"fine {row}")
-        client = Client(Deal(False, block, 1, tuple(range(8 * block, 8 * block + 8))) for block in range(deals))
+        client = Client(Deal(block, 1, tuple(range(8 * block, 8 * block + 8))) for block in range(deals))
         preparer = SimpleNamespace(kind="text", prepare=prepare, tokenizer=None)
         with (tmp_path / "prompts.txt").open("rb") as file, PartWriter(paths, "a") as part:
             source = RowSource(file, index, preparer, "model")

@@ -12,7 +12,7 @@ from hpcinfer.errors import JobDirectoryError, RequestError
 from hpcinfer.recovery.dealing import Deal
 from hpcinfer.recovery.rows import PrepareAhead, Refused, RowSource
 
-DEAL = Deal(False, 3, 1, (0, 1, 2))
+DEAL = Deal(3, 1, (0, 1, 2))
 
 
 def prepare(row, line):

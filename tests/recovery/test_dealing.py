@@ -1,0 +1,69 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcinfer.recovery.dealing import Answer, Deal, Dealer
+
+ROWS = st.lists(st.integers(0, 2**40), max_size=9).map(tuple)
+DEALS = st.lists(st.builds(Deal, st.integers(0, 2**40), st.integers(1, 2**30), ROWS), max_size=5).map(tuple)
+
+
+class Claims:
+    """Blocks of three rows."""
+
+    def __init__(self, blocks, unclaimed=0):
+        self._blocks, self._unclaimed, self.is_complete = list(range(blocks)), unclaimed, False
+
+    def take(self):
+        if not self._blocks:
+            return None
+        block = self._blocks.pop(0)
+        return SimpleNamespace(block=block, generation=1, rows=np.arange(3 * block, 3 * block + 3))
+
+    @property
+    def num_undealt(self):
+        return 3 * len(self._blocks) + self._unclaimed
+
+
+class World:
+    """Messages in memory."""
+
+    def __init__(self):
+        self.wants, self.sent = [], []
+
+    def probe_bytes(self, tag):
+        return self.wants.pop(0) if self.wants else None
+
+    def send_bytes(self, data, leader, tag):
+        self.sent.append((leader, Answer.from_bytes(data)))
+        return SimpleNamespace(test=lambda: True, wait=lambda: None)
+
+
+def deal(claims, wants, num_leaders):
+    world = World()
+    world.wants = [(leader, rows.to_bytes(8, "little")) for leader, rows in wants]
+    Dealer(world, claims, num_leaders).serve()
+    return [(leader, answer.is_end, sum(len(each.rows) for each in answer.deals)) for leader, answer in world.sent]
+
+
+@given(is_end=st.booleans(), deals=DEALS)
+def test_answers_survive_encoding(is_end, deals):
+    assert Answer.from_bytes(Answer(is_end, deals).to_bytes()) == Answer(is_end, deals)
+
+
+def test_a_leader_gets_the_rows_that_it_lacks_at_once():
+    assert deal(Claims(20, unclaimed=1000), [(0, 10)], 2) == [(0, False, 12)]
+
+
+def test_few_rows_are_shared_evenly():
+    assert deal(Claims(8), [(0, 100), (1, 100)], 2) == [(0, False, 12), (1, False, 12)]
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_nobody_is_answered_before_there_is_something_to_say(is_complete):
+    claims = Claims(0)
+    claims.is_complete = is_complete
+    assert deal(claims, [(1, 5)], 2) == ([(1, True, 0)] if is_complete else [])
