@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcinfer.agree import on_all, on_root, same_everywhere, where_am_i
 from hpcinfer.cli import add_options, read_options
-from hpcinfer.comm.launcher import check_world_size, read_launch
+from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, start_world
 from hpcinfer.config import EngineOptions, MeshOptions, ModelOptions
 from hpcinfer.errors import EXIT_DONE, ConfigError
@@ -88,11 +87,13 @@ class _Result:
 
 
 def _evaluate(world: "Collectives", options: EvaluateOptions) -> list[_Result]:
+    from hpcinfer.engine.placement import make_kernels
+
     mesh = on_all(world, lambda: _check(world, options))
     same_everywhere(world, dataclasses.asdict(options), "the options")
     stores = [_open_store(world, model, options) for model in options.models]
     tokenizer, windows = _read_windows(world, stores, options)
-    kernels = on_all(world, lambda: _make_kernels(options))
+    kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
     same_everywhere(world, kernels.profile(), "the numerics profiles")
     results = []
     for model, store in zip(options.models, stores, strict=True):
@@ -149,16 +150,6 @@ def _cut_text(stores: list["Store"], tokenizer: "Tokenizer", options: EvaluateOp
     if not windows:
         raise ConfigError(f"{len(ids)} tokens in {options.text}", expected="a text, and windows of at least 2 tokens")
     return windows
-
-
-def _make_kernels(options: EvaluateOptions) -> "Kernels":
-    """Build the array functions, with the threads of this rank. Not collective."""
-    from hpcinfer.engine.threads import resolve_threads
-    from hpcinfer.kernels import Placement, create_kernels
-
-    launch, threads = read_launch(os.environ), resolve_threads(options.engine.threads, os.environ)
-    placement = Placement(threads, 0 if launch.local_size == 1 else launch.local_rank, launch.local_size)
-    return create_kernels(options.model.kernels, options.model.device, placement)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcinfer.agree import on_all, on_root, same_everywhere, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
-from hpcinfer.comm.launcher import check_world_size, read_launch
+from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, start_world
 from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError
@@ -148,6 +147,7 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
     from hpcinfer.data.chat import ChatTemplate
     from hpcinfer.data.prepare import Preparer
     from hpcinfer.data.versions import profile as data_profile
+    from hpcinfer.engine.placement import make_kernels
     from hpcinfer.engine.replica import resolve_dtype
     from hpcinfer.recovery.job import find_input, open_job
     from hpcinfer.recovery.layout import JobPaths
@@ -160,7 +160,7 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
         fallback = JobPaths(Path(options.job.output)).root / "store"
         located = locate_model(options.model.model, options.model.cache_dir, world, fallback)
         checked = on_all(world, lambda: _check_model(located, mesh, options))
-        kernels = on_all(world, lambda: _make_kernels(options))
+        kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
         store_path = ensure_store(located, world)
         store = on_all(world, lambda: Store.open(store_path))
     dtypes = {"dtype": resolve_dtype(options.model.dtype), "kv_cache": _cache_dtype(options)}
@@ -180,17 +180,6 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
         tokenizer, template, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
     )
     return _Setup(store, kernels, job, preparer)
-
-
-def _make_kernels(options: RunOptions) -> "Kernels":
-    """Build the array functions, with the threads of this rank. Not collective."""
-    from hpcinfer.engine.threads import resolve_threads
-    from hpcinfer.kernels import Placement, create_kernels
-
-    launch, threads = read_launch(os.environ), resolve_threads(options.engine.threads, os.environ)
-    is_alone = launch.local_size == 1
-    placement = Placement(threads, 0 if is_alone else launch.local_rank, launch.local_size)
-    return create_kernels(options.model.kernels, options.model.device, placement)
 
 
 def _cache_dtype(options: RunOptions) -> str:

@@ -128,6 +128,7 @@ class Dealer:
     def __init__(self, world: Collectives, claims: ClaimAhead, num_leaders: int) -> None:
         self._world, self.claims, self._num_left = world, claims, num_leaders
         self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
+        self._served: set[int] = set()  # leaders that had their share of this round
         self._sent = Outbox()
 
     def serve(self) -> None:
@@ -135,7 +136,7 @@ class Dealer:
         while (message := self._world.probe_bytes(_TAG_WANT)) is not None:
             leader, data = message
             self._wanting.append((leader, *_WANT.unpack(data)))
-        while self._wanting and (answer := self._answer(self._wanting[0][1])) is not None:
+        while self._wanting and (answer := self._answer(*self._wanting[0])) is not None:
             leader, _ = self._wanting.popleft()
             self._sent.keep(self._world.send_bytes(answer.to_bytes(), leader, _TAG_DEAL))
             self._num_left -= answer.is_end
@@ -148,9 +149,9 @@ class Dealer:
         self._sent.flush()
         self.claims.close()
 
-    def _answer(self, wanted: int) -> Answer | None:
+    def _answer(self, leader: int, wanted: int) -> Answer | None:
         """Blocks for so many rows, but no more than a fair share of what nobody works on; None if there are none."""
-        share = min(wanted, -(-self.claims.num_undealt // max(1, self._num_left)))
+        share = min(wanted, self._fair_share(leader))
         deals, num_rows = list[Deal](), 0
         while not deals or num_rows < share:
             claim = self.claims.take()
@@ -160,7 +161,15 @@ class Dealer:
             num_rows += len(claim.rows)
         if not deals:
             return Answer(True) if self.claims.is_complete else None
+        self._served.add(leader)
         return Answer(False, tuple(deals))
+
+    def _fair_share(self, leader: int) -> int:
+        """An even part for each leader that has still to be served in this round, and for this one."""
+        if len(self._served) >= self._num_left:
+            self._served.clear()
+        num_served = 0 if leader in self._served else len(self._served)
+        return -(-self.claims.num_undealt // max(1, self._num_left - num_served))
 
 
 class DealClient:

@@ -83,22 +83,6 @@ static void load_tile(const hpc_cache *cache, const attend_item *item, attend_sc
     for (int64_t j = 0; j < first; j++) tile->keys[j] = tile->keys[first]; /* all hidden, but read */
 }
 
-static void prefetch(const char *from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
-
-/* Asks for the panels of a tile that comes next: a block of the cache is shorter than what a CPU foresees by itself. */
-static void prefetch_tile(const hpc_cache *cache, const attend_item *item, int64_t base, int64_t last) {
-    const int64_t key_bytes = HPC_LANES * cache->head_size * element_bytes(cache->dtype);
-    const int64_t value_bytes = HPC_LANES * padded_lanes(cache->head_size) * element_bytes(cache->dtype);
-    if (last > base + HPC_TILE - 1) last = base + HPC_TILE - 1;
-    for (int64_t position = base; position <= last; position += HPC_LANES) {
-        const int64_t panel = panel_of(cache, slot_of(cache, item->table, position), item->kv_head);
-        prefetch(cache->keys + panel * key_bytes, key_bytes);
-        prefetch(cache->values + panel * value_bytes, value_bytes);
-    }
-}
-
 /* One tile of keys for the rows [row, row + rows) of an item. */
 static void add_tile(const attend_call *call, attend_scratch *scratch, const key_tile *tile, int64_t row, int rows) {
     const int64_t head_size = call->cache->head_size, padded = padded_lanes(head_size), window = call->layer->window;
@@ -157,7 +141,6 @@ static void run_item(const attend_call *call, const attend_item *item, attend_sc
         key_tile tile = {base, first > base ? first - base : 0, last - base, {0}, {0}};
         if (tile.last > HPC_TILE - 1) tile.last = HPC_TILE - 1;
         load_tile(call->cache, item, scratch, &tile);
-        prefetch_tile(call->cache, item, base + HPC_TILE, last);
         for (int64_t row = 0; row < item->num_rows; row += ATTEND_ROWS) {
             const int64_t left = item->num_rows - row;
             add_tile(call, scratch, &tile, row, (int)(left < ATTEND_ROWS ? left : ATTEND_ROWS));

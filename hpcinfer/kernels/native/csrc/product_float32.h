@@ -10,7 +10,8 @@ INLINE void float32_columns(
     for (int64_t input = 0; input < num_in; input++, weights += HPC_PANEL) {
         vf columns[TILE_VECS];
         UNROLL for (int i = 0; i < TILE_VECS; i++) columns[i] = vf_load(weights + i * HPC_LANES);
-        if (num_rows < FEW_ROWS) prefetch_panel(weights);
+        if (num_rows <= FEW_ROWS)
+            UNROLL for (int i = 0; i < TILE_VECS; i++) prefetch(weights + i * HPC_LANES);
         UNROLL for (int row = 0; row < num_rows; row++) {
             const vf value = vf_set1(x[row * stride + input]);
             UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vf_fma(value, columns[i], sums[row][i]);

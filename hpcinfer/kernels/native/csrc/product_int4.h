@@ -50,6 +50,7 @@ INLINE void int4_rows(int num_rows, const tile_input *input, int64_t grain, floa
     UNROLL for (int i = 0; i < num_rows * HPC_PANEL; i += HPC_LANES) vf_store(out + i, vf_zero());
     for (int64_t group = 0; group < num_groups; group++, packed += INT4_GROUP_BYTES) {
         uint8_t weights[HPC_GROUP * HPC_PANEL] __attribute__((aligned(64)));
+        UNROLL for (int i = 0; i < INT4_GROUP_BYTES; i += 64) prefetch(packed + i);
         int4_unpack(packed, weights);
         int4_group(
             num_rows, weights, (const uint16_t *)(packed + HPC_GROUP / 2 * HPC_PANEL),

@@ -6,7 +6,8 @@ INLINE void int8_columns(
     for (int64_t input = 0; input < padded_in; input += 4, weights += 4 * HPC_PANEL) {
         vi columns[TILE_VECS];
         UNROLL for (int i = 0; i < TILE_VECS; i++) columns[i] = vi_load(weights + i * 4 * HPC_LANES);
-        if (num_rows < FEW_ROWS) prefetch_panel(weights);
+        if (num_rows <= FEW_ROWS)
+            UNROLL for (int i = 0; i < TILE_VECS; i++) prefetch(weights + i * 4 * HPC_LANES);
         UNROLL for (int row = 0; row < num_rows; row++) {
             const vi four = vi_set1(four_codes(codes + row * stride + input));
             UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_dot(sums[row][i], columns[i], four);

@@ -4,8 +4,10 @@
 /* Registers are for the sums of a tile: the compiler shall not also carry `array` from one turn of a loop to the next. */
 #define KEEP_IN_MEMORY(array) __asm__ volatile("" : : "r"(array) : "memory")
 
-enum { FEW_ROWS = 4 };                /* fewer rows than this wait for memory */
+#ifndef FEW_ROWS
+enum { FEW_ROWS = 8 };                /* up to so many wait for memory */
 enum { PREFETCH_BYTES = 2048 };       /* how far ahead of use */
+#endif
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
 enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT ? TILE_ROWS : TILE_ROWS_INT };
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */
@@ -23,9 +25,7 @@ INLINE const char *grain_panel(const tile_input *input, int64_t grain) {
     return input->panel + grain * input->weight->panel_bytes;
 }
 
-INLINE void prefetch_panel(const void *weights) {
-    UNROLL for (int i = 0; i < 2; i++) __builtin_prefetch((const char *)weights + PREFETCH_BYTES + 64 * i);
-}
+INLINE void prefetch(const void *weights) { __builtin_prefetch((const char *)weights + PREFETCH_BYTES); }
 
 INLINE int32_t four_codes(const int8_t *codes) {
     int32_t four;

@@ -1,6 +1,6 @@
 import pytest
 
-from hpcinfer.engine.threads import resolve_threads
+from hpcinfer.engine.placement import resolve_threads
 from hpcinfer.errors import ConfigError
 
 

@@ -1,10 +1,28 @@
-"""How many threads a rank computes with."""
+"""The kernels of a rank: which set, how many threads, and where on the node they may run."""
 
+import os
 from collections.abc import Mapping
 
+from hpcinfer.comm.launcher import read_launch
+from hpcinfer.config import ModelOptions
 from hpcinfer.errors import ConfigError
+from hpcinfer.kernels import Placement, create_kernels
+from hpcinfer.kernels.protocol import Kernels
 
 _VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what launchers set, the more particular first
+
+
+def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
+    """Build the kernels that the options ask for, with the threads of this rank.
+
+    Not collective.
+
+    Raises:
+        ConfigError: a wrong number of threads, or kernels that are not there.
+    """
+    launch, count = read_launch(os.environ), resolve_threads(threads, os.environ)
+    placement = Placement(count, 0 if launch.local_size == 1 else launch.local_rank, launch.local_size)
+    return create_kernels(options.kernels, options.device, placement)
 
 
 def resolve_threads(wanted: int | None, environment: Mapping[str, str]) -> int:
