@@ -8,7 +8,6 @@ numa=${HPCINFER_NUMA:-no}                          # yes: pin rank i of a node t
 local_rank=${OMPI_COMM_WORLD_LOCAL_RANK:-${MPI_LOCALRANKID:-${PMI_LOCAL_RANK:-${SLURM_LOCALID:-0}}}}
 threads=${threads:-$(nproc)}
 export OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that wait give their core to MPI
 if [ "$numa" = yes ]; then
     domains=$(find /sys/devices/system/node -maxdepth 1 -name 'node[0-9]*' | wc -l)
     domain=$((local_rank % (domains > 0 ? domains : 1)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _KEY = struct.Struct("<qqqq")
 _SOME_LIKELY = (64, 1024)  # tokens that mostly hold top_p of the probability: looked at before all
+_BLOCK = 256  # weights that are added together first
 _COLDEST, _HOTTEST = 1e-20, 1e20  # temperatures beyond choose the same tokens and leave the range of float32
 
 
@@ -70,7 +71,7 @@ def adjust(row: np.ndarray, first_id: int, sequence: Sequence, eos_ids: tuple[in
 def sample(row: np.ndarray, params: SamplingParams, u: float, kernels: Kernels) -> int:
     """Choose a token id from adjusted logits [V]: temperature, min_p, top_k, top_p, in this order; `u` in [0, 1).
 
-    The probabilities that top_p is a share of are added by id where all tokens take part, else from the highest down.
+    Probabilities are added by id where all tokens take part, else from the highest down.
     NaN counts as minus infinity.
     """
     best = int(row.argmax())
@@ -85,9 +86,32 @@ def sample(row: np.ndarray, params: SamplingParams, u: float, kernels: Kernels) 
     elif params.top_p < 1.0:
         ids, sums = draw.nucleus()
     else:
-        ids, sums = None, np.cumsum(draw.weights(row), dtype=np.float64)
+        return _draw_by_id(draw.weights(row), u)
     index = min(int(np.searchsorted(sums, u * sums[-1], side="right")), len(sums) - 1)
-    return index if ids is None else int(ids[index])
+    return int(ids[index])
+
+
+def _draw_by_id(weights: np.ndarray, u: float) -> int:
+    """The id where the running sum of weights passes the share `u` of all: first the block, then the id in it."""
+    sums = np.cumsum(_block_sums(weights))
+    wanted = u * sums[-1]
+    block = min(int(np.searchsorted(sums, wanted, side="right")), len(sums) - 1)
+    start = block * _BLOCK
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    below = sums[block - 1] if block else 0.0
+    last = np.flatnonzero(inside < inside[-1])  # rounding must not choose what has no weight
+    return start + min(int(np.searchsorted(inside, wanted - below, side="right")), len(last))
+
+
+def _block_sums(weights: np.ndarray) -> np.ndarray:
+    """Sums of each _BLOCK values in float64, in a tree of elementwise additions: the same bits on every machine."""
+    blocks = np.zeros((-(-len(weights) // _BLOCK), _BLOCK))
+    blocks.reshape(-1)[: len(weights)] = weights
+    half = _BLOCK
+    while half > 1:
+        half //= 2
+        blocks[:, :half] += blocks[:, half : 2 * half]
+    return blocks[:, 0]
 
 
 @dataclass(frozen=True)
@@ -116,7 +140,7 @@ class _Draw:
     def nucleus(self) -> tuple[np.ndarray, np.ndarray]:
         """What top_p leaves: only as many ids are sorted as are needed."""
         weights = self.weights(self.row)
-        wanted = self.params.top_p * np.cumsum(weights, dtype=np.float64)[-1]
+        wanted = self.params.top_p * np.cumsum(_block_sums(weights))[-1]
         for count in (*_SOME_LIKELY, len(self.row)):
             ids = self.kernels.largest(self.row, count)
             sums = np.cumsum(weights[ids], dtype=np.float64)

@@ -4,10 +4,8 @@
 /* Registers are for the sums of a tile: the compiler shall not also carry `array` from one turn of a loop to the next. */
 #define KEEP_IN_MEMORY(array) __asm__ volatile("" : : "r"(array) : "memory")
 
-#ifndef FEW_ROWS
-enum { FEW_ROWS = 8 };                /* up to so many wait for memory */
-enum { PREFETCH_BYTES = 2048 };       /* how far ahead of use */
-#endif
+enum { FEW_ROWS = 8 };                /* up to so many rows wait for memory */
+enum { PREFETCH_BYTES = 4096 };       /* how far ahead of use */
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
 enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT ? TILE_ROWS : TILE_ROWS_INT };
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */

@@ -10,7 +10,7 @@
  *   vf_load_bf16(p) vf_load_s8(p) vi_store_s8(p, a)      16 values; stored lanes lie in -128 .. 127
  *   vi_dot(acc, u, s)          acc[i] += sum of 4 products of unsigned byte u[4i + j] and signed byte s[4i + j], exact
  *   vf_sum(a) vf_largest(a)    lanes combined in one tree: i with i + 8, then i + 4, i + 2, i + 1 (vf_add, vf_max)
- *   TILE_ROWS TILE_ROWS_INT4   rows of the register tiles of products.h that this machine's registers hold
+ *   TILE_ROWS TILE_ROWS_INT TILE_VECS   register tiles of products.h, float32 and codes: rows, vf across (1 or 2)
  */
 #ifndef HPC_SIMD_H
 #define HPC_SIMD_H
