@@ -36,6 +36,7 @@ with TemporaryDirectory(prefix="hpcinfer-build-") as folder:
         ],
         package_dir={f"hpcinfer.{name}": name for name in TOP_LEVEL},
         package_data={"hpcinfer": ["py.typed"]},
+        include_package_data=False,  # no C sources in a wheel
         cffi_modules=[] if os.environ.get("HPCINFER_NATIVE") == "0" else [NATIVE],
         cmdclass={"build_ext": BuildNative},
         options={"build": {"build_base": folder}, "egg_info": {"egg_base": folder}},

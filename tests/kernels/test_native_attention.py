@@ -78,7 +78,10 @@ def pointer(array, kind="int64_t[]"):
     return ffi.NULL if array is None else ffi.from_buffer(kind, array)
 
 
-def run(case, batches, arrangement=Arrangement()):
+USUAL = Arrangement()
+
+
+def run(case, batches, arrangement=USUAL):
     """Attention of all sequences, in these batches: [L, G * U] per sequence."""
     block_size, threads, isa, garbage = arrangement
     lengths = [len(rows) for rows in case.rows]
@@ -197,7 +200,7 @@ def test_head_sizes_and_cache_dtypes_agree_with_the_definition(head_size, dtype)
         agrees(case, sequence, found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5),
     heads=st.sampled_from(HEADS),
@@ -242,9 +245,10 @@ def test_q_and_k_are_normed_before_they_are_rotated():
 def test_heads_have_the_same_bits_whichever_rank_holds_them():
     case = make_case([100], (2, 2, 2, 1), 1)
     whole = run_alone(case, 0)
-    for start, stop, grains in ((0, 64, (2, 2)), (64, 128, (2, 1)), (96, 128, (1, 0))):
+    for start, grains in ((0, (2, 2)), (64, (2, 1)), (96, (1, 0))):
         columns = [*range(start, start + 16 * max(grains) * len(grains)), *range(128, 160)]
-        part = case._replace(grain_heads=grains, kv_of_head=(0,) * sum(grains), rows=[np.take(case.rows[0], columns, 1)])
+        rows = np.take(case.rows[0], columns, 1)
+        part = case._replace(grain_heads=grains, kv_of_head=(0,) * sum(grains), rows=[rows])
         width = 16 * sum(grains)
         assert run_alone(part, 0)[:, :width].tobytes() == whole[:, start : start + width].tobytes()
 
@@ -287,6 +291,14 @@ def test_a_token_cannot_spoil_those_before_it(value, dtype):
     before = run_alone(case, 0)[:30]
     case.rows[0][30:] = value
     assert run_alone(case, 0)[:30].tobytes() == before.tobytes()
+
+
+def test_the_sign_of_a_zero_does_not_tell_of_unseen_keys():
+    case = make_case([3], (8,), 8)
+    values = case.rows[0][:, -8 * 16 :]
+    values[0], values[1], values[2] = -1e-45, -0.0, 1.0  # at the second token -1e-45 vanishes where its weight is small
+    one_by_one = run(case, [[Chunk(0, i, i + 1)] for i in range(3)])[0]
+    assert one_by_one.tobytes() == run_alone(case, 0).tobytes()
 
 
 def test_a_cache_that_does_not_fit_is_refused():

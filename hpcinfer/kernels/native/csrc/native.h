@@ -45,7 +45,7 @@ typedef struct {
     const int64_t *block_tables, *table_starts;          /* flat, [S + 1] */
 } hpc_step;
 
-/* K and V of one layer. The layout is attention's own (see attention.h). */
+/* K and V of one layer. The layout is in cache_layout.h. */
 typedef struct {
     int64_t dtype, num_blocks, block_size, num_kv_heads, head_size;
     char *keys, *values;

@@ -37,6 +37,8 @@ INLINE int32_t total_of(const int32_t *sums, int64_t count) {
     return total;
 }
 
+_Static_assert(MOST_TILE_ROWS <= 12, "FOR_CONSTANT_ROWS has cases up to 12");
+
 /* Call with a constant first argument, so that the loops over rows unroll and sums stay in registers. */
 #define ROWS_CASE(most, n, function, ...) \
     case n: if (n <= most) function(n <= most ? n : 1, __VA_ARGS__); return;
