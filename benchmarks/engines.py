@@ -4,129 +4,131 @@ import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
+from contenders import JobContender, PeerContender
+from processes import run_program
+from roofline import Peaks
 from workload import Workload
 
 HERE = Path(__file__).resolve().parent
-THREADS_PER_RANK = 1
-_BREAKDOWN = {  # phases of benchmarks/timed_run.py
-    "products": ("products",),
-    "attention": ("attention",),
-    "other kernels": ("other kernels",),
-    "sampling": ("sampling",),
-    "communication": ("communication", "pipeline", "waiting for the leader", "waiting for results"),
-    "scheduling": ("scheduling",),
-    "Python around kernels": ("forward",),
-    "input and output": ("input and output",),
-}
-_REST = "other Python, start, end"
-
-
-class Mesh(NamedTuple):
-    """Sizes of the axes of a job."""
-
-    dp: int
-    pp: int
-    tp: int
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self))
-
-    @property
-    def ranks(self) -> int:
-        """Ranks of the job."""
-        return self.dp * self.pp * self.tp
-
-    @property
-    def threads(self) -> int:
-        """Threads of all ranks together."""
-        return self.ranks * THREADS_PER_RANK
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "OPENVINO_TELEMETRY": "0", "DO_NOT_TRACK": "1"}
 
 
 class JobResult(NamedTuple):
     """What a job of hpcinfer gave."""
 
     seconds: float  # of its run, without loading and merging
+    peak_bytes: int
     report: dict[str, Any]
     output: bytes
 
 
 class PeerResult(NamedTuple):
-    """What transformers gave."""
+    """What another engine gave."""
 
     seconds: float
+    peak_bytes: int
     token_ids: list[list[int]]
-    margins: list[float] | None  # see benchmarks/peer_transformers.py
+    versions: dict[str, str]
+    margins: list[float] | None  # see benchmarks/peers/run_transformers.py
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One model and one workload, ready for all engines."""
+    """One model and one workload, ready for all engines; what they need of the model is made when first asked for."""
 
     model: Path  # Hugging Face folder
     workload: Workload
     job_input: Path
     workload_file: Path
     folder: Path  # for what the engines write
+    peers: Path | None  # root of the peers' environments
     job_options: list[str]
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def run_job(self, mesh: Mesh, *, is_timed: bool = False) -> JobResult:
+    def run_job(self, contender: JobContender, *, is_timed: bool = False) -> JobResult:
         """Run a job of hpcinfer; a timed one reports phases that exclude each other."""
         output = self.folder / f"{next(self.numbers)}.jsonl"
         program = [os.fspath(HERE / "timed_run.py")] if is_timed else ["-m", "hpcinfer.run"]
+        mesh, threads = contender.mesh, contender.threads_per_rank
         options = {
-            "model": self.model, "input": self.job_input, "output": output, "data-parallel-size": mesh.dp,
-            "pipeline-parallel-size": mesh.pp, "tensor-parallel-size": mesh.tp, "dtype": "float32",
-            "temperature": 0, "max-tokens": self.workload.output_tokens,
+            "model": self._store(contender.precision), "input": self.job_input, "output": output,
+            "data-parallel-size": mesh.dp, "pipeline-parallel-size": mesh.pp, "tensor-parallel-size": mesh.tp,
+            "threads": threads, "dtype": "float32", "temperature": 0, "max-tokens": self.workload.output_tokens,
         }  # fmt: skip
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        launcher = [os.fspath(HERE.parent / "launch" / "local.sh"), str(mesh.ranks), sys.executable]
-        environment = {"HPCINFER_CACHE": os.fspath(self.folder / "cache"), "HPCINFER_THREADS": str(THREADS_PER_RANK)}
-        self._run([*launcher, *program, *flags, "--ignore-eos", "--fail-on-error", *self.job_options], environment)
+        argv = [*program, *flags, "--ignore-eos", "--fail-on-error", *contender.flags, *self.job_options]
+        peak_bytes = self._launch(mesh.ranks, argv, {"HPCINFER_THREADS": str(threads)})
         (report_path,) = Path(f"{output}.job", "reports").iterdir()
         report = json.loads(report_path.read_text())
-        return JobResult(report["run"]["seconds"]["run"], report, output.read_bytes())
+        return JobResult(report["run"]["seconds"]["run"], peak_bytes, report, output.read_bytes())
 
-    def run_transformers(self, threads: int, *, with_margins: bool = False) -> PeerResult:
-        """Run transformers' `generate`."""
+    def run_peer(self, contender: PeerContender, *, with_margins: bool = False) -> PeerResult:
+        """Run another engine in its environment."""
         result = self.folder / f"{next(self.numbers)}.json"
-        files = [HERE / "peer_transformers.py", self.model, self.workload_file, result]
-        flags = ["--threads", str(threads), *(["--margins"] if with_margins else [])]
-        environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self._run([sys.executable, *map(os.fspath, files), *flags], environment)
+        script = HERE / "peers" / f"run_{_module(contender.peer)}.py"
+        reuses = contender.reuses_prefixes and self.workload.prefix_tokens > 0
+        argv = [
+            *map(os.fspath, (script, self._peer_model(contender), self.workload_file, result)),
+            "--threads", str(contender.threads), "--precision", contender.precision,
+            *(["--reuse-prefixes"] if reuses else []), *(["--margins"] if with_margins else []),
+        ]  # fmt: skip
+        environment = {**_OFFLINE, "OMP_NUM_THREADS": str(contender.threads)}
+        peak_bytes = run_program([self._python(contender.peer), *argv], environment, self.folder)
         values = json.loads(result.read_text())
-        return PeerResult(values["seconds"], values["token_ids"], values["margins"])
-
-    def _run(self, argv: list[str], environment: dict[str, str]) -> None:
-        environment = {**os.environ, **environment}
-        mpirun = Path(sys.executable).with_name("mpirun")
-        if mpirun.exists():
-            environment.setdefault("HPCINFER_MPIRUN", os.fspath(mpirun))
-        run = subprocess.run(
-            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=self.folder, env=environment
+        return PeerResult(
+            values["seconds"], peak_bytes, values["token_ids"], values["versions"], values.get("margins")
         )
-        if run.returncode != 0:
-            raise SystemExit(f"{' '.join(argv)}\nended with {run.returncode}:\n{run.stdout}{run.stderr}")
+
+    def has_peer(self, peer: str) -> bool:
+        """Whether a peer is installed: it has an environment of its own, or transformers is in this one."""
+        return self._python(peer) != ""
+
+    def measure_roofline(self, threads: list[int]) -> dict[int, Peaks]:
+        """Measure what the machine can do now, for some numbers of threads."""
+        result = self.folder / f"{next(self.numbers)}.json"
+        argv = [sys.executable, os.fspath(HERE / "roofline.py"), "--json", os.fspath(result)]
+        run_program([*argv, "--threads", ",".join(map(str, threads))], {}, self.folder)
+        return {int(count): Peaks(**peaks) for count, peaks in json.loads(result.read_text()).items()}
+
+    def _store(self, precision: str) -> Path:
+        store = self.folder / f"{precision}.store"
+        if not store.exists():
+            quantize = [] if precision == "f32" else ["--quantize", precision]
+            self._launch(1, ["-m", "hpcinfer.convert", *quantize, os.fspath(self.model), os.fspath(store)], {})
+        return store
+
+    def _launch(self, ranks: int, argv: list[str], environment: dict[str, str]) -> int:
+        """Run Python under MPI."""
+        mpirun = Path(sys.executable).with_name("mpirun")
+        if mpirun.exists() and "HPCINFER_MPIRUN" not in os.environ:
+            environment = {**environment, "HPCINFER_MPIRUN": os.fspath(mpirun)}
+        launcher = [os.fspath(HERE.parent / "launch" / "local.sh"), str(ranks), sys.executable]
+        return run_program([*launcher, *argv], environment, self.folder)
+
+    def _python(self, peer: str) -> str:
+        """Interpreter of a peer's environment, or nothing."""
+        own = self.peers / peer / "bin" / "python" if self.peers else None
+        if own and own.exists():
+            return os.fspath(own)
+        is_here = peer == "transformers" and importlib.util.find_spec("transformers") is not None
+        return sys.executable if is_here else ""
+
+    def _peer_model(self, contender: PeerContender) -> Path:
+        script = HERE / "peers" / f"prepare_{_module(contender.peer)}.py"
+        if not script.exists():
+            return self.model
+        prepared = self.folder / f"{_module(contender.peer)}-{contender.precision}"
+        if not prepared.exists():
+            argv = [os.fspath(script), os.fspath(self.model), os.fspath(prepared), "--precision", contender.precision]
+            run_program([self._python(contender.peer), *argv], _OFFLINE, self.folder)
+        return prepared
 
 
-def has_transformers() -> bool:
-    """Whether there is something to compare with."""
-    return importlib.util.find_spec("transformers") is not None
-
-
-def breakdown(result: JobResult) -> dict[str, float]:
-    """Seconds of a timed run by kind, means over the ranks; they add up to the run."""
-    ranks = [rank["seconds"] for rank in result.report["ranks"]]
-    kinds = {
-        kind: mean(sum(rank.get(phase, 0.0) for phase in phases) for rank in ranks)
-        for kind, phases in _BREAKDOWN.items()
-    }
-    return {**kinds, _REST: result.seconds - sum(kinds.values())}
+def _module(peer: str) -> str:
+    return peer.replace(".", "_")

@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _STDDEV = 0.02  # of all weights but the norms
+_MAX_POSITIONS = 4096  # tokens: room for the workload with long prompts
+_TEXTS = sorted(pre_tokenizers.ByteLevel.alphabet())  # of the first 256 tokens
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ def write_random_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": "float32",
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
-        "bos_token_id": 0, "eos_token_id": 1, **dataclasses.asdict(shape),
+        "max_position_embeddings": _MAX_POSITIONS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1, **dataclasses.asdict(shape),
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file(_tensors(shape, np.random.default_rng(seed)), folder / "model.safetensors", {"format": "pt"})
     _tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _TEXTS[0], "eos_token": _TEXTS[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder
 
 
@@ -70,7 +74,7 @@ def _values(size: tuple[int, ...], generator: np.random.Generator) -> np.ndarray
 
 def _tokenizer(vocab_size: int) -> Tokenizer:
     """A byte-level BPE without merges: a token for each byte, and numbers for the rest of the ids."""
-    texts = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"Ġ{i}" for i in range(256, vocab_size))]
+    texts = [*_TEXTS, *(f"Ġ{i}" for i in range(256, vocab_size))]
     tokenizer = Tokenizer(models.BPE({text: token_id for token_id, text in enumerate(texts)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

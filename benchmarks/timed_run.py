@@ -1,8 +1,9 @@
-"""`hpcinfer run` with a stopwatch around every kernel and every message inside a replica.
+"""`hpcinfer run` with a stopwatch around every message inside a replica, and the kernels' own.
 
     mpirun -n 2 python benchmarks/timed_run.py OPTIONS_OF_RUN
 
-The phases of a rank in the job's report exclude each other here: a second counts for the innermost one alone.
+The phases of a rank in the job's report exclude each other here: a second counts for the innermost one alone. Kernels
+that do not measure themselves (the reference kernels) count for what calls them.
 """
 
 import importlib
@@ -13,30 +14,49 @@ from contextlib import contextmanager
 from typing import Any
 
 from hpcinfer.__main__ import main
-from hpcinfer.kernels.timed import TimedKernels
+from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.report.metrics import Metrics
 
 _MESSAGES = ("all_gather", "gather", "send", "receive", "send_bytes", "receive_bytes")  # those of the step path
 
 
 class ExclusiveMetrics(Metrics):
-    """Metrics whose phases do not count what phases inside them count."""
+    """Metrics whose phases do not count what phases and kernels inside them count."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._inside = [0.0]  # seconds of inner phases, for each open phase
+        self._inside = [0.0]  # seconds of inner phases and kernels, for each open phase
+        self._kernels: Kernels | None = None
+        self._kernel_seconds: dict[str, float] = {}  # when last looked at
+
+    def watch(self, kernels: Kernels) -> None:
+        """Count the seconds of these kernels from now on."""
+        self._kernels, self._kernel_seconds = kernels, kernels.phase_seconds()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a phase, without that of phases in it."""
+        """Add the time of a block to a phase, without that of phases and kernels in it."""
+        self._note_kernels()
         start = time.perf_counter()
         self._inside.append(0.0)
         try:
             yield
         finally:
+            self._note_kernels()
             elapsed = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside.pop()
             self._inside[-1] += elapsed
+
+    def _note_kernels(self) -> None:
+        """Give what the kernels took since the last look to phases of their own, inside the innermost open one."""
+        if self._kernels is None:
+            return
+        now = self._kernels.phase_seconds()
+        for name, seconds in now.items():
+            elapsed = seconds - self._kernel_seconds.get(name, 0.0)
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+            self._inside[-1] += elapsed
+        self._kernel_seconds = now
 
 
 class TimedGroup:
@@ -56,12 +76,14 @@ class TimedGroup:
 
 
 def install_stopwatches() -> None:
-    """Have replicas built from timed kernels and groups."""
+    """Have replicas built with timed groups and watched kernels."""
     replica: Any = importlib.import_module("hpcinfer.engine.replica")
     metrics, build = ExclusiveMetrics(), replica.build_replica
 
     def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any) -> Any:
-        return build(TimedGroup(world, metrics), mesh, store, TimedKernels(kernels, metrics), options)
+        built = build(TimedGroup(world, metrics), mesh, store, kernels, options)
+        metrics.watch(kernels)
+        return built
 
     replica.Metrics = lambda: metrics
     replica.build_replica = build_timed

@@ -1,4 +1,4 @@
-"""The prompts of the throughput benchmark: spans of documentation prose in the model's own tokens."""
+"""The workloads of the throughput benchmark: spans of documentation prose in the model's own tokens."""
 
 import json
 import pydoc_data.topics
@@ -9,7 +9,29 @@ from typing import NamedTuple
 from hpcinfer.data.tokenizer import Tokenizer
 
 SEED = 1234
-LENGTHS = (32, 256)  # tokens of a prompt, both included
+
+
+class Recipe(NamedTuple):
+    """How a workload is made."""
+
+    prompts: int
+    lengths: tuple[int, int]  # tokens of a prompt behind the shared prefix, both included
+    output_tokens: int  # of each prompt
+    prefix_tokens: int = 0  # shared by all prompts
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a sequence may come to."""
+        return self.prefix_tokens + self.lengths[1] + self.output_tokens
+
+
+RECIPES = {
+    "W1": Recipe(64, (32, 256), 64),
+    "long-prompts": Recipe(16, (2000, 2000), 32),
+    "long-outputs": Recipe(64, (32, 32), 512),
+    "prefix-heavy": Recipe(200, (16, 64), 32, prefix_tokens=1000),  # as few-shot evaluation has it
+    "single": Recipe(1, (32, 32), 256),
+}
 
 
 class Workload(NamedTuple):
@@ -17,6 +39,7 @@ class Workload(NamedTuple):
 
     prompts: list[list[int]]
     output_tokens: int  # of each prompt
+    prefix_tokens: int  # shared by all prompts
 
     @property
     def prompt_tokens(self) -> int:
@@ -29,16 +52,17 @@ class Workload(NamedTuple):
         return len(self.prompts) * self.output_tokens
 
 
-def make_workload(tokenizer: Tokenizer, num_prompts: int, output_tokens: int) -> Workload:
-    """Cut prompts of random lengths out of the documentation that comes with Python."""
+def make_workload(tokenizer: Tokenizer, recipe: Recipe) -> Workload:
+    """Cut prompts of random lengths, and the prefix, out of the documentation that comes with Python."""
     topics = pydoc_data.topics.topics
     token_ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics)), add_special_tokens=False)
     generator = random.Random(SEED)
+    prefix = token_ids[: recipe.prefix_tokens]
     prompts = []
-    for _ in range(num_prompts):
-        length, start = generator.randint(*LENGTHS), generator.randrange(len(token_ids) - LENGTHS[1])
-        prompts.append(token_ids[start : start + length])
-    return Workload(prompts, output_tokens)
+    for _ in range(recipe.prompts):
+        length, start = generator.randint(*recipe.lengths), generator.randrange(len(token_ids) - recipe.lengths[1])
+        prompts.append(prefix + token_ids[start : start + length])
+    return Workload(prompts, recipe.output_tokens, recipe.prefix_tokens)
 
 
 def write_workload(workload: Workload, folder: Path) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CH
 
 for _name, _value in mpi_environment().items():
     os.environ.setdefault(_name, _value)  # also for tests that start MPI in this process
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # more threads than cores, in tests of any number of threads
 
 hypothesis.settings.register_profile("hpcinfer", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("hpcinfer")

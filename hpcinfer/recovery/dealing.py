@@ -71,7 +71,7 @@ class ClaimAhead:
         self._claims: Queue[Claim] = Queue(maxsize=_BLOCKS_AHEAD * num_replicas)
         self._num_unclaimed = claimer.num_unclaimed
         self._num_claimed = self._num_taken = 0  # rows; each is written by one thread
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self.is_complete = False
         self.num_done = claimer.num_done  # rows of the whole job known to be finished
@@ -94,9 +94,14 @@ class ClaimAhead:
         """Unfinished rows that nobody works on, as far as we know."""
         return self._num_unclaimed + self._num_claimed - self._num_taken
 
+    def look(self) -> None:
+        """Look at the job directory now, since somebody has nothing to do. Not collective."""
+        self._wake.set()
+
     def close(self) -> None:
         """Stop the thread. Not collective."""
         self._stop.set()
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -107,7 +112,8 @@ class ClaimAhead:
                 self.num_done, self._num_unclaimed = self._claimer.num_done, self._claimer.num_unclaimed
                 self.is_complete = is_complete
                 if claim is None:
-                    self._stop.wait(_POLL_S)
+                    self._wake.wait(_POLL_S)
+                    self._wake.clear()
                 else:
                     self._num_claimed += len(claim.rows)
                     self._put(claim)
@@ -126,9 +132,11 @@ class Dealer:
     """Answers the leaders. On the claimant only."""
 
     def __init__(self, world: Collectives, claims: ClaimAhead, num_leaders: int) -> None:
-        self._world, self.claims, self._num_left = world, claims, num_leaders
+        self._world, self.claims = world, claims
+        self._num_leaders = self._num_left = num_leaders  # in all; that do not know of the end
         self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
-        self._served: set[int] = set()  # leaders that had their share of this round
+        self._first_round: list[int] | None = []  # leaders that had their first share; None once all have
+        self._pool: list[Deal] = []  # first shares of a small job
         self._sent = Outbox()
 
     def serve(self) -> None:
@@ -136,8 +144,12 @@ class Dealer:
         while (message := self._world.probe_bytes(_TAG_WANT)) is not None:
             leader, data = message
             self._wanting.append((leader, *_WANT.unpack(data)))
-        while self._wanting and (answer := self._answer(*self._wanting[0])) is not None:
-            leader, _ = self._wanting.popleft()
+        for _ in range(len(self._wanting)):
+            leader, wanted = self._wanting.popleft()
+            answer = self._answer(leader, wanted)
+            if answer is None:
+                self._wanting.append((leader, wanted))
+                continue
             self._sent.keep(self._world.send_bytes(answer.to_bytes(), leader, _TAG_DEAL))
             self._num_left -= answer.is_end
 
@@ -150,26 +162,48 @@ class Dealer:
         self.claims.close()
 
     def _answer(self, leader: int, wanted: int) -> Answer | None:
-        """Blocks for so many rows, but no more than a fair share of what nobody works on; None if there are none."""
-        share = min(wanted, self._fair_share(leader))
-        deals, num_rows = list[Deal](), 0
-        while not deals or num_rows < share:
+        """Blocks for about so many rows; None if there are none now, or if others come first."""
+        if self._first_round is None:
+            deals = self._deals(min(wanted, -(-self.claims.num_undealt // max(1, self._num_left))))
+        elif leader in self._first_round:
+            return None
+        else:
+            deals = self._first_deals(leader, wanted)
+        if not deals:
+            return Answer(True) if self.claims.is_complete else None
+        return Answer(False, tuple(deals))
+
+    def _first_deals(self, leader: int, wanted: int) -> list[Deal]:
+        """What a leader begins with: of a job that fits into all replicas at once, every n-th block, long rows first."""
+        assert self._first_round is not None
+        if not self._first_round and self.claims.num_undealt <= wanted * self._num_leaders:
+            self._pool = self._claim_all()
+        step = self._num_leaders - len(self._first_round)
+        deals = self._pool[::step]
+        del self._pool[::step]
+        self._first_round.append(leader)
+        if step == 1:
+            self._first_round = None
+        return deals or self._deals(wanted)
+
+    def _claim_all(self) -> list[Deal]:
+        """Wait until everything is claimed, by us or by others."""
+        deals = list[Deal]()
+        while self.claims.num_undealt > 0:
+            deals += self._deals(1)
+            time.sleep(0.0005)
+        return deals
+
+    def _deals(self, num_rows: int) -> list[Deal]:
+        """Blocks of so many rows or a little more, as far as they are claimed; one at least."""
+        deals = list[Deal]()
+        while num_rows > 0 or not deals:
             claim = self.claims.take()
             if claim is None:
                 break
             deals.append(Deal(claim.block, claim.generation, tuple(claim.rows.tolist())))
-            num_rows += len(claim.rows)
-        if not deals:
-            return Answer(True) if self.claims.is_complete else None
-        self._served.add(leader)
-        return Answer(False, tuple(deals))
-
-    def _fair_share(self, leader: int) -> int:
-        """An even part for each leader that has still to be served in this round, and for this one."""
-        if len(self._served) >= self._num_left:
-            self._served.clear()
-        num_served = 0 if leader in self._served else len(self._served)
-        return -(-self.claims.num_undealt // max(1, self._num_left - num_served))
+            num_rows -= len(claim.rows)
+        return deals
 
 
 class DealClient:

@@ -85,6 +85,8 @@ class Feeder:
     def wait(self) -> None:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
         self._writer.flush()
+        if self._dealer is not None:
+            self._dealer.claims.look()
         self._rows.wait(_IDLE_S)
 
     def close(self) -> None:

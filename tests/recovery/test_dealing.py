@@ -14,8 +14,8 @@ DEALS = st.lists(st.builds(Deal, st.integers(0, 2**40), st.integers(1, 2**30), R
 class Claims:
     """Blocks of three rows."""
 
-    def __init__(self, blocks, unclaimed=0):
-        self._blocks, self._unclaimed, self.is_complete = list(range(blocks)), unclaimed, False
+    def __init__(self, blocks):
+        self._blocks, self.is_complete = list(range(blocks)), False
 
     def take(self):
         if not self._blocks:
@@ -25,7 +25,7 @@ class Claims:
 
     @property
     def num_undealt(self):
-        return 3 * len(self._blocks) + self._unclaimed
+        return 3 * len(self._blocks)
 
 
 class World:
@@ -55,15 +55,29 @@ def test_answers_survive_encoding(is_end, deals):
 
 
 def test_a_leader_gets_the_rows_that_it_lacks_at_once():
-    assert deal(Claims(20, unclaimed=1000), [(0, 10)], 2) == [(0, False, 12)]
+    assert deal(Claims(400), [(0, 10)], 2) == [(0, False, 12)]
 
 
 def test_few_rows_are_shared_evenly():
     assert deal(Claims(8), [(0, 100), (1, 100)], 2) == [(0, False, 12), (1, False, 12)]
 
 
+def test_nobody_comes_twice_before_all_came_once():
+    assert deal(Claims(8), [(0, 100), (0, 100)], 2) == [(0, False, 12)]
+    assert deal(Claims(40), [(0, 6), (0, 100), (1, 3), (1, 30)], 2) == [(0, False, 6), (1, False, 3), (1, False, 30)]
+
+
+def test_small_jobs_are_dealt_like_cards():
+    world = World()
+    world.wants = [(leader, (100).to_bytes(8, "little")) for leader in (2, 0, 1)]
+    Dealer(world, Claims(7), 3).serve()
+    found = [(leader, [each.block for each in answer.deals]) for leader, answer in world.sent]
+    assert found == [(2, [0, 3, 6]), (0, [1, 4]), (1, [2, 5])]
+
+
 @pytest.mark.parametrize("is_complete", [False, True])
 def test_nobody_is_answered_before_there_is_something_to_say(is_complete):
     claims = Claims(0)
     claims.is_complete = is_complete
-    assert deal(claims, [(1, 5)], 2) == ([(1, True, 0)] if is_complete else [])
+    answers = deal(claims, [(1, 5), (0, 5)], 2)
+    assert answers == ([(1, True, 0), (0, True, 0)] if is_complete else [])

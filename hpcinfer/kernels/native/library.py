@@ -13,6 +13,8 @@ _SIMD_VARIABLE = "HPCINFER_SIMD"
 _BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")  # who sets one has chosen the CPUs
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
+_SPINS = "2000"  # about 20 microseconds
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +44,7 @@ def load(threads: int = 1, local_rank: int | None = 0, local_size: int = 1) -> L
         ConfigError: $HPCINFER_SIMD asks for an instruction set that is not there.
     """
     cores = cores_of(available_cpus())
-    if is_crowded(cores, os.cpu_count() or 1, local_size, threads):
-        _wait_asleep()
+    _limit_spinning(is_crowded(cores, os.cpu_count() or 1, local_size, threads))
     try:
         module = importlib.import_module("._native", __package__)
     except ImportError as error:  # not built, or built for a system with other libraries
@@ -133,10 +134,16 @@ def choose_cpus(
     return Binding(frozenset(mine) | spare, tuple(mine[1:]))
 
 
-def _wait_asleep() -> None:
-    """Let threads that wait give up their CPU; must happen before OpenMP is loaded."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+def _limit_spinning(crowded: bool) -> None:
+    """Say how threads wait; must happen before OpenMP is loaded.
+
+    libgomp's own limit is milliseconds at every barrier: a job whose core is also wanted by another process becomes
+    some forty times slower, with this one by its share. It lasts for the steps between two barriers.
+    """
+    if crowded:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ or crowded:
+        os.environ.setdefault("GOMP_SPINCOUNT", "0" if crowded else _SPINS)
 
 
 def _bind(library: Library, binding: Binding | None, threads: int) -> None:

@@ -89,7 +89,9 @@ INLINE float value_at(const void *values, int64_t dtype, int64_t i) {
 }
 
 /* Outputs [0, count) of `values`, rows of num_in, into columns of a panel [num_in][HPC_PANEL]. */
-INLINE void fill_float32(const void *values, int64_t dtype, int64_t first, int64_t count, int64_t num_in, float *panel) {
+INLINE void fill_float32(
+    const void *values, int64_t dtype, int64_t first, int64_t count, int64_t num_in, float *panel
+) {
     for (int64_t block = 0; block < num_in; block += BLOCK) {
         const int64_t end = smaller(block + BLOCK, num_in);
         for (int64_t out = 0; out < count; out++)
@@ -130,7 +132,8 @@ static void pack_int4(const source *from, int64_t first, int64_t count, char *pa
         const uint16_t *scales = (const uint16_t *)from->scales + (first + out) * num_groups;
         for (int64_t i = 0; i < padded_in / 2; i++) {
             const int64_t group = i / (HPC_GROUP / 2), place = i % (HPC_GROUP / 2), in = i / 4 * 8 + i % 4;
-            const unsigned low = in < num_in ? nibble(codes, in) : 8, high = in + 4 < num_in ? nibble(codes, in + 4) : 8;
+            const unsigned low = in < num_in ? nibble(codes, in) : 8;
+            const unsigned high = in + 4 < num_in ? nibble(codes, in + 4) : 8;
             uint8_t *target = (uint8_t *)panel + group * group_bytes + 4 * (column + out);
             target[place / 4 * 4 * HPC_PANEL + place % 4] = (uint8_t)(low | high << 4);
         }
@@ -144,15 +147,14 @@ static void pack_int4(const source *from, int64_t first, int64_t count, char *pa
 /* A thread packs the panels that it will compute, so that their memory is near it. */
 static void pack_share(const source *from, int thread, int threads) {
     const hpc_weight *weight = from->weight;
+    void (*pack)(const source *, int64_t first, int64_t count, char *panel, int64_t column) =
+        weight->kind == HPC_FLOAT32 ? pack_float32 : weight->kind == HPC_INT8 ? pack_int8 : pack_int4;
     const hpc_part panels = part_of(round_up(weight->num_out, HPC_PANEL) / HPC_PANEL, thread, threads);
     for (int64_t panel = panels.first; panel < panels.last; panel++) {
         const int64_t start = panel * HPC_PANEL, end = smaller(start + HPC_PANEL, from->first_out + from->count);
         const int64_t first = from->first_out > start ? from->first_out : start;
         char *target = weight->panels + (panel * weight->grains + from->grain) * weight->panel_bytes;
-        if (first >= end) continue;
-        if (weight->kind == HPC_FLOAT32) pack_float32(from, first - from->first_out, end - first, target, first - start);
-        else if (weight->kind == HPC_INT8) pack_int8(from, first - from->first_out, end - first, target, first - start);
-        else pack_int4(from, first - from->first_out, end - first, target, first - start);
+        if (first < end) pack(from, first - from->first_out, end - first, target, first - start);
     }
 }
 

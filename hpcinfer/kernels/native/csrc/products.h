@@ -1,7 +1,7 @@
 /* Products of rows with packed weights: register tiles of some rows and one panel of outputs, trees over grains. */
 
 #define UNROLL _Pragma("GCC unroll 16")
-/* Registers are for the sums of a tile: the compiler shall not also carry `array` from one turn of a loop to the next. */
+/* Registers are for the sums of a tile: the compiler shall not carry `array` in them from one turn of a loop on. */
 #define KEEP_IN_MEMORY(array) __asm__ volatile("" : : "r"(array) : "memory")
 
 enum { FEW_ROWS = 8 };                /* up to so many rows wait for memory */
