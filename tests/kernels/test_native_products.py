@@ -107,7 +107,7 @@ def codes_of(rows):
     num_rows, grains, num_in = rows.shape
     padded = -(-num_in // GROUP) * GROUP
     codes, scales = np.zeros((num_rows, grains, padded), np.int8), np.zeros((num_rows, grains), np.float32)
-    sums = np.zeros((num_rows, grains, padded // GROUP), np.int32)
+    sums = np.zeros((num_rows, grains, padded // GROUP + 1), np.int32)
     struct = ffi.new("hpc_rows *", {"num_rows": num_rows, "grains": grains, "num_in": num_in, "padded_in": padded})
     struct.codes, struct.scales, struct.sums = pointer(codes, "int8_t"), pointer(scales), pointer(sums, "int32_t")
     lib.hpc_quantise(RUNTIMES[1], pointer(rows), struct)

@@ -61,7 +61,7 @@ class Rows:
         shapes = {"values": ((num_rows, grains, num_in), np.float32)}
         if quantised:
             shapes = {"codes": ((num_rows, grains, padded), np.int8), "scales": ((num_rows, grains), np.float32),
-                      "sums": ((num_rows, grains, padded // GROUP), np.int32)}
+                      "sums": ((num_rows, grains, padded // GROUP + 1), np.int32)}
         self.parts = {name: moved(np.empty(*shape), places) for name, shape in shapes.items()}
         kinds = {"codes": "int8_t", "sums": "int32_t"}
         for name, (_, part) in self.parts.items():
@@ -135,7 +135,8 @@ def expected_codes(values):
         codes = np.clip(np.rint(values * factor), -127, 127).astype(np.int8)
     padded = np.zeros((*values.shape[:-1], -(-values.shape[-1] // GROUP) * GROUP), np.int8)
     padded[..., : values.shape[-1]] = codes
-    sums = padded.reshape(*values.shape[:-1], padded.shape[-1] // GROUP, GROUP).sum(-1, dtype=np.int32)
+    groups = padded.reshape(*values.shape[:-1], padded.shape[-1] // GROUP, GROUP).sum(-1, dtype=np.int32)
+    sums = np.concatenate((groups, groups.sum(-1, keepdims=True, dtype=np.int32)), -1)
     return {"codes": padded, "scales": np.where(is_zero, np.float32(0), largest / np.float32(127))[..., 0],
             "sums": sums}
 
@@ -241,7 +242,7 @@ def test_codes_of_broken_values_are_finite_and_the_padding_stays_zero():
     values[1, 0, :4], values[2, 0, :] = 1.0, np.nan
     found = quantise(values)
     assert (np.abs(found["codes"].astype(int)) <= 127).all() and not found["codes"][..., 8:].any()
-    np.testing.assert_array_equal(found["sums"][..., 0], found["codes"].sum(-1, dtype=np.int32))
+    np.testing.assert_array_equal(found["sums"][..., -1], found["codes"].sum(-1, dtype=np.int32))
 
 
 def embed(table, dtype, scales, starts, sizes, ids):

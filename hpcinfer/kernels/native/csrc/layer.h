@@ -16,7 +16,7 @@ static hpc_rows make_rows(hpc_runtime *runtime, int set, int64_t num_rows, const
     } else {
         rows.codes = hpc_scratch(runtime, first + HPC_CODES, runs * weight->padded_in);
         rows.scales = hpc_scratch(runtime, first + HPC_SCALES, runs * 4);
-        rows.sums = hpc_scratch(runtime, first + HPC_SUMS, runs * (weight->padded_in / HPC_GROUP) * 4);
+        rows.sums = hpc_scratch(runtime, first + HPC_SUMS, runs * (weight->padded_in / HPC_GROUP + 1) * 4);
     }
     return rows;
 }

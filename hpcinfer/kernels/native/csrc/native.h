@@ -27,14 +27,14 @@ typedef struct {
 
 /* Input rows of a product: num_rows rows of `grains` runs of num_in values. As float32 (row t, grain g at
  * values + t * stride + g * num_in), or quantised: each run has a scale, codes in -127 .. 127 and the sums of each
- * HPC_GROUP codes (codes added to reach padded_in are zero). */
+ * HPC_GROUP codes, and then of all (codes added to reach padded_in are zero). */
 typedef struct {
     int64_t num_rows, grains, num_in, padded_in;
     float *values;
     int64_t stride;
     int8_t *codes;   /* [T][grains][padded_in] */
     float *scales;   /* [T][grains] */
-    int32_t *sums;   /* [T][grains][padded_in / HPC_GROUP] */
+    int32_t *sums;   /* [T][grains][padded_in / HPC_GROUP + 1] */
 } hpc_rows;
 
 /* The integers of one batch: hpcinfer.kernels.protocol.StepInput. */

@@ -19,11 +19,11 @@ INLINE void int4_group(
     int num_rows, const uint8_t *weights, const uint16_t *scales, const int8_t *codes, const int32_t *totals,
     const hpc_rows *rows, float *out
 ) {
-    const int64_t run = rows->grains * rows->padded_in;
+    const int64_t run = rows->grains * rows->padded_in, sums_of_row = rows->grains * (rows->padded_in / HPC_GROUP + 1);
     for (int column = 0; column < HPC_PANEL; column += TILE_VECS * HPC_LANES) {
         vi sums[TILE_ROWS_INT][TILE_VECS];
         UNROLL for (int row = 0; row < num_rows; row++)
-            UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_set1(-8 * totals[row * (run / HPC_GROUP)]);
+            UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_set1(-8 * totals[row * sums_of_row]);
         for (int input = 0; input < HPC_GROUP; input += 4) {
             UNROLL for (int row = 0; row < num_rows; row++) {
                 const vi four = vi_set1(four_codes(codes + row * run + input));
@@ -54,7 +54,8 @@ INLINE void int4_rows(int num_rows, const tile_input *input, int64_t grain, floa
         int4_unpack(packed, weights);
         int4_group(
             num_rows, weights, (const uint16_t *)(packed + HPC_GROUP / 2 * HPC_PANEL),
-            rows->codes + run * rows->padded_in + group * HPC_GROUP, rows->sums + run * num_groups + group, rows, out);
+            rows->codes + run * rows->padded_in + group * HPC_GROUP, rows->sums + run * (num_groups + 1) + group, rows,
+            out);
         KEEP_IN_MEMORY(out);
     }
     UNROLL for (int row = 0; row < num_rows; row++) {

@@ -24,7 +24,7 @@ INLINE void int8_rows(int num_rows, const tile_input *input, int64_t grain, floa
     for (int column = 0; column < HPC_PANEL; column += TILE_VECS * HPC_LANES) {
         vi sums[TILE_ROWS_INT][TILE_VECS];
         UNROLL for (int row = 0; row < num_rows; row++) {
-            const int32_t total = total_of(rows->sums + (run + row * rows->grains) * num_groups, num_groups);
+            const int32_t total = rows->sums[(run + row * rows->grains) * (num_groups + 1) + num_groups];
             UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_set1(-128 * total);
         }
         int8_columns(

@@ -31,12 +31,6 @@ INLINE int32_t four_codes(const int8_t *codes) {
     return four;
 }
 
-INLINE int32_t total_of(const int32_t *sums, int64_t count) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += sums[i];
-    return total;
-}
-
 _Static_assert(MOST_TILE_ROWS <= 12, "FOR_CONSTANT_ROWS has cases up to 12");
 
 /* Call with a constant first argument, so that the loops over rows unroll and sums stay in registers. */

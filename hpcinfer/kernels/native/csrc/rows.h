@@ -57,18 +57,21 @@ static void quantise_run(const float *run, int64_t n, int64_t padded, int8_t *co
     const int is_zero = largest < TINY;
     const vf inverse = vf_set1(is_zero ? 0.0f : 127.0f / largest);
     *scale = is_zero ? 0.0f : largest / 127.0f;
+    int32_t total = 0;
     for (int64_t i = 0; i < padded; i += HPC_GROUP) {
         const vf a = quantise_lanes(load_up_to(run + i, n - i), inverse, codes + i);
         const vf b = quantise_lanes(load_up_to(run + i + HPC_LANES, n - i - HPC_LANES), inverse, codes + i + HPC_LANES);
         sums[i / HPC_GROUP] = (int32_t)vf_sum(vf_add(a, b)); /* exact: small integers */
+        total += sums[i / HPC_GROUP];
     }
+    sums[padded / HPC_GROUP] = total;
 }
 
 /* Quantise run number `place` of [T][grains]. */
 static void put_codes(const float *run, hpc_rows *out, int64_t place) {
     quantise_run(
         run, out->num_in, out->padded_in, out->codes + place * out->padded_in, out->scales + place,
-        out->sums + place * (out->padded_in / HPC_GROUP));
+        out->sums + place * (out->padded_in / HPC_GROUP + 1));
 }
 
 static void quantise_rows(const float *values, hpc_rows *out, int thread, int threads) {
