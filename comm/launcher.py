@@ -27,7 +27,8 @@ _LAUNCHERS = (
         ("OMPI_COMM_WORLD_LOCAL_SIZE",),
     ),
     _Variables(
-        "mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", _LOCAL_ID), ("MPI_LOCALNRANKS", _STEP_TASKS)
+        "mpiexec (PMI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", _LOCAL_ID),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", _STEP_TASKS),
     ),
     _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", (_LOCAL_ID,), (_STEP_TASKS,)),
 )

@@ -169,7 +169,7 @@ class ModelOptions:
 
     model: str = option("", "store, Hugging Face folder, hub-cache snapshot, or hub name that is there locally",
                         metavar="PATH")
-    dtype: str = option("auto", "precision of weights and KV cache in memory; sums are always float32",
+    dtype: str = option("auto", "weights (unquantised ones) and KV cache are rounded to this; sums are always float32",
                         choices=("auto", "float32", "bfloat16", "float16"))
     kv_cache_dtype: str = option("auto", "precision of the KV cache; auto is that of --dtype",
                                  choices=("auto", "float32", "bfloat16", "float16", "int8"))

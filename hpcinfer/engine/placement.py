@@ -9,7 +9,7 @@ from hpcinfer.errors import ConfigError
 from hpcinfer.kernels import Placement, create_kernels
 from hpcinfer.kernels.protocol import Kernels
 
-_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")  # what launchers set, the more particular first
+MAX_THREADS = 1024  # of a rank
 
 
 def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
@@ -21,21 +21,24 @@ def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
         ConfigError: a wrong number of threads, or kernels that are not there.
     """
     launch, count = read_launch(os.environ), resolve_threads(threads, os.environ)
-    placement = Placement(count, 0 if launch.local_size == 1 else launch.local_rank, launch.local_size)
+    placement = Placement(count, 0 if launch.size == 1 else launch.local_rank, launch.local_size)
     return create_kernels(options.kernels, options.device, placement)
 
 
 def resolve_threads(wanted: int | None, environment: Mapping[str, str]) -> int:
     """Resolve --threads: what was asked for, else what the launcher gives a rank, else 1.
 
+    What mpirun's ranks inherit from a Slurm allocation is not said of them.
+
     Not collective.
 
     Raises:
-        ConfigError: less than one, or a variable that holds no number.
+        ConfigError: less than one, more than MAX_THREADS, or a variable that holds no number.
     """
     if wanted is not None:
         return _checked(wanted, f"--threads {wanted}")
-    for name in _VARIABLES:
+    is_srun = read_launch(environment).launcher in ("srun", "")
+    for name in ("OMP_NUM_THREADS", *(["SLURM_CPUS_PER_TASK"] if is_srun else [])):
         text = environment.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may be a list, a number per level
         if text:
             found = f"{name}={environment[name]}"
@@ -44,6 +47,6 @@ def resolve_threads(wanted: int | None, environment: Mapping[str, str]) -> int:
 
 
 def _checked(count: int, found: str) -> int:
-    if count < 1:
-        raise ConfigError(found, expected="a number of threads, at least 1")
+    if not 1 <= count <= MAX_THREADS:
+        raise ConfigError(found, expected=f"a number of threads from 1 to {MAX_THREADS}", hint="--threads N says it")
     return count

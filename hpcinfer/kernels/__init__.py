@@ -47,7 +47,7 @@ def create_kernels(name: str = "auto", device: str = "cpu", placement: Placement
 
 
 def _missing(name: str) -> None:
-    found, hint = "the native kernels were not built", "install hpcinfer again where a C compiler and Python.h are"
+    found, hint = "no native kernels here", "install hpcinfer again where a C compiler and Python.h are"
     if name == "native":
         raise ConfigError(found, expected="a C compiler at installation", hint=hint)
     logger.warning("%s: the reference kernels run, several times slower (%s)", found, hint)

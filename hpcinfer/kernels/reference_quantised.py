@@ -13,6 +13,8 @@ from torch import Tensor
 from hpcinfer.dtypes import GROUP, int4_codes, to_float32
 from hpcinfer.kernels.protocol import Weight
 
+_TINY = 1e-35  # rows below are zero: 127 / x must stay finite
+
 
 @dataclass(frozen=True)
 class QuantisedWeight:
@@ -40,8 +42,9 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (float32 integers) and scales [..., 1] of the runs along the last axis; zeros have the scale 0."""
     finite = x.nan_to_num(0.0)
     largest = finite.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
-    factor = torch.where(largest > 0, 127 / largest, 0.0)
-    return torch.round(finite * factor).clamp_(-127, 127), largest / 127
+    is_zero = largest < _TINY
+    factor = torch.where(is_zero, 0.0, 127 / largest)
+    return torch.round(finite * factor).clamp_(-127, 127), torch.where(is_zero, 0.0, largest / 127)
 
 
 def quantised_products(x: Tensor, weight: QuantisedWeight) -> Tensor:

@@ -108,6 +108,7 @@ class ClaimAhead:
         try:
             while not self._stop.is_set() and not self.is_complete:
                 claim = self._claimer.claim()
+                self._num_claimed += 0 if claim is None else len(claim.rows)  # before the next line: never too few
                 is_complete = claim is None and self._claimer.is_complete()
                 self.num_done, self._num_unclaimed = self._claimer.num_done, self._claimer.num_unclaimed
                 self.is_complete = is_complete
@@ -115,7 +116,6 @@ class ClaimAhead:
                     self._wake.wait(_POLL_S)
                     self._wake.clear()
                 else:
-                    self._num_claimed += len(claim.rows)
                     self._put(claim)
         except BaseException as error:  # raised again where the claims are taken
             self._error = error
@@ -136,7 +136,8 @@ class Dealer:
         self._num_leaders = self._num_left = num_leaders  # in all; that do not know of the end
         self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
         self._first_round: list[int] | None = []  # leaders that had their first share; None once all have
-        self._pool: list[Deal] = []  # first shares of a small job
+        self._is_small: bool | None = None  # whether the job is dealt as cards are; None until the first leader asks
+        self._pool: list[Deal] = []  # its blocks
         self._sent = Outbox()
 
     def serve(self) -> None:
@@ -165,33 +166,33 @@ class Dealer:
         """Blocks for about so many rows; None if there are none now, or if others come first."""
         if self._first_round is None:
             deals = self._deals(min(wanted, -(-self.claims.num_undealt // max(1, self._num_left))))
-        elif leader in self._first_round:
-            return None
         else:
-            deals = self._first_deals(leader, wanted)
+            deals = [] if leader in self._first_round else self._first_deals(leader, wanted)
         if not deals:
             return Answer(True) if self.claims.is_complete else None
         return Answer(False, tuple(deals))
 
     def _first_deals(self, leader: int, wanted: int) -> list[Deal]:
-        """What a leader begins with: of a job that fits into all replicas at once, every n-th block, long rows first."""
+        """What a leader begins with; of a job that fits into all replicas at once an even part, as cards are dealt."""
         assert self._first_round is not None
-        if not self._first_round and self.claims.num_undealt <= wanted * self._num_leaders:
-            self._pool = self._claim_all()
+        if self._is_small is None:
+            self._is_small = self.claims.num_undealt <= wanted * self._num_leaders
+        deals = self._cards() if self._is_small else self._deals(wanted)
+        if deals:
+            self._first_round.append(leader)
+        if len(self._first_round) == self._num_leaders:
+            self._first_round = None
+        return deals
+
+    def _cards(self) -> list[Deal]:
+        """Every n-th block for the next of n leaders, once all are claimed; long rows come first."""
+        assert self._first_round is not None
+        self._pool += self._deals(self.claims.num_undealt)
+        if self.claims.num_undealt > 0:
+            return []
         step = self._num_leaders - len(self._first_round)
         deals = self._pool[::step]
         del self._pool[::step]
-        self._first_round.append(leader)
-        if step == 1:
-            self._first_round = None
-        return deals or self._deals(wanted)
-
-    def _claim_all(self) -> list[Deal]:
-        """Wait until everything is claimed, by us or by others."""
-        deals = list[Deal]()
-        while self.claims.num_undealt > 0:
-            deals += self._deals(1)
-            time.sleep(0.0005)
         return deals
 
     def _deals(self, num_rows: int) -> list[Deal]:

@@ -25,6 +25,7 @@ class WriterThread:
         self._writer, self._interval_s = writer, interval_s
         self._calls: Queue[Callable[[], object] | None] = Queue(_MAX_WAITING)
         self._error: BaseException | None = None
+        self._will_flush = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -37,8 +38,10 @@ class WriterThread:
         self._call(partial(self._writer.maybe_flush, interval_s=interval_s))
 
     def flush(self) -> None:
-        """Flush soon what was appended so far. Not collective."""
-        self._call(self._writer.flush)
+        """Flush soon what was appended so far; once is enough while it has not happened. Not collective."""
+        if not self._will_flush.is_set():
+            self._will_flush.set()
+            self._call(self._flush)
 
     def check(self) -> None:
         """Raise the error that has ended the thread's work, if there is one. Not collective.
@@ -48,6 +51,10 @@ class WriterThread:
         """
         if self._error is not None:
             raise self._error
+
+    def _flush(self) -> None:
+        self._will_flush.clear()
+        self._writer.flush()
 
     def _call(self, call: Callable[[], object]) -> None:
         self.check()

@@ -146,7 +146,8 @@ WHERE = """
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 @pytest.mark.parametrize(("threads", "environment", "bound", "spins"), [
-    (2, {}, True, "2000"), (2, {"OMP_PROC_BIND": "false", "OMP_WAIT_POLICY": "active"}, False, "-"), (2000, {"OMP_THREAD_LIMIT": "2"}, False, "0"),
+    (2, {}, True, "2000"), (2, {"OMP_PROC_BIND": "false", "OMP_WAIT_POLICY": "active"}, False, "-"),
+    (2000, {"OMP_THREAD_LIMIT": "2"}, False, "0"),
 ])  # fmt: skip
 def test_worker_threads_are_bound_and_the_caller_is_not(library, threads, environment, bound, spins):
     text = " ".join(python(WHERE.replace("THREADS", str(threads)), **environment))

@@ -48,6 +48,11 @@ def test_rows_quantise_to_their_largest_magnitude():
     assert scales.tolist() == [[pytest.approx(4 / 127)], [0], [pytest.approx(1 / 127)]]
 
 
+def test_rows_too_small_for_a_scale_are_zero():
+    codes, scales = quantise_rows(torch.tensor([[1e-38, 0.0, 5e-39]]))
+    assert codes.tolist() == [[0, 0, 0]] and scales.tolist() == [[0]]
+
+
 def test_int4_scales_are_bfloat16():
     weight = random_weight("int4", 1, 3, 64)
     assert np.array_equal(prepare_quantised(weight, 64).scales.numpy(), to_float32(weight.scales, "bfloat16"))

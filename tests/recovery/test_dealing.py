@@ -75,6 +75,16 @@ def test_small_jobs_are_dealt_like_cards():
     assert found == [(2, [0, 3, 6]), (0, [1, 4]), (1, [2, 5])]
 
 
+def test_those_who_had_their_share_hear_of_the_end_though_others_got_nothing():
+    world, claims = World(), Claims(1)
+    dealer = Dealer(world, claims, 2)
+    world.wants = [(leader, (9).to_bytes(8, "little")) for leader in (0, 1, 0)]
+    dealer.serve()
+    claims.is_complete = True
+    dealer.serve()
+    assert [(leader, answer.is_end) for leader, answer in world.sent] == [(0, False), (1, True), (0, True)]
+
+
 @pytest.mark.parametrize("is_complete", [False, True])
 def test_nobody_is_answered_before_there_is_something_to_say(is_complete):
     claims = Claims(0)

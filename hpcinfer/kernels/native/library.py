@@ -33,7 +33,7 @@ class Binding(NamedTuple):
 
 
 def load(threads: int = 1, local_rank: int | None = 0, local_size: int = 1) -> Library | None:
-    """Load the kernels and bind this rank's threads to CPUs; None where the extension was not built.
+    """Load the kernels and bind this rank's threads to CPUs; None where the extension was not built or does not load.
 
     Args:
         threads: of this rank, as of each rank of the node.
@@ -47,8 +47,10 @@ def load(threads: int = 1, local_rank: int | None = 0, local_size: int = 1) -> L
     _limit_spinning(is_crowded(cores, os.cpu_count() or 1, local_size, threads))
     try:
         module = importlib.import_module("._native", __package__)
-    except ImportError as error:  # not built, or built for a system with other libraries
-        logger.debug("no native kernels: %s", error)
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        logger.warning("the native kernels are there, but cannot be loaded: %s", error)
         return None
     library = Library(module.ffi, module.lib)
     _choose_instructions(library, os.environ.get(_SIMD_VARIABLE, ""))

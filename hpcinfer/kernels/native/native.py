@@ -1,5 +1,6 @@
 """The native kernels: numpy arrays, C functions. A CPU job that uses them never imports torch."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from hpcinfer.kernels.protocol import (
     Weight,
 )
 from hpcinfer.kernels.rope import rope_table
+
+logger = logging.getLogger(__name__)
 
 _VERSION = "native-1"  # changes whenever a bit of a result may
 _PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
@@ -59,7 +62,9 @@ class NativeKernels:
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._ffi, self._lib, self._library = library.ffi, library.lib, library
         self._threads = threads
-        self._runtime = self._ffi.gc(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
+        self._runtime = self._owned(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
+        if (found := self._lib.hpc_runtime_threads(self._runtime)) < threads:
+            logger.warning("%d threads instead of %d: OMP_THREAD_LIMIT, or a build without OpenMP", found, threads)
         self._step_input: StepInput | None = None
         self._step_struct: Prepared | None = None
         self._spans: dict[tuple[tuple[int, int], ...], Any] = {}

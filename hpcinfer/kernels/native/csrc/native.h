@@ -7,6 +7,9 @@
 #ifndef HPC_NATIVE_H
 #define HPC_NATIVE_H
 #include <stdint.h>
+#ifdef __FAST_MATH__
+#error "the order of operations is a promise: build without -ffast-math"
+#endif
 
 enum { HPC_FLOAT32, HPC_BFLOAT16, HPC_FLOAT16, HPC_INT8, HPC_INT4 };
 enum { HPC_LANES = 16, HPC_PANEL = 32, HPC_GROUP = 32, HPC_TILE = 64 };
