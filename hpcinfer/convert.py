@@ -58,7 +58,7 @@ def command(args: argparse.Namespace) -> int:
     group = start_world()
     start_logging(is_root=group.rank == 0, who=where_am_i(group))
     source = on_all(group, lambda: find_model(args.source))
-    recipe = on_all(group, lambda: _recipe(args, group))
+    recipe = on_all(group, lambda: _recipe(args, source, group))
     end_together(group, lambda: convert(source, args.store, group, recipe))
     if group.rank == 0:
         store = Store.open(args.store)
@@ -66,12 +66,9 @@ def command(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _recipe(args: argparse.Namespace, group: "Collectives") -> "Recipe":
-    from hpcinfer.data.tokenizer import Tokenizer
-    from hpcinfer.data.windows import cut_windows, first_tokens, prompt_ids
-    from hpcinfer.model.calibration import MAX_WINDOWS, WINDOW, Calibration
+def _recipe(args: argparse.Namespace, folder: Path, group: "Collectives") -> "Recipe":
+    from hpcinfer.model.calibration import Calibration
     from hpcinfer.weights.conversion import Recipe
-    from hpcinfer.weights.source import Source
 
     if args.calibration is None:
         if args.quantize == "int4" and group.rank == 0:
@@ -83,14 +80,29 @@ def _recipe(args: argparse.Namespace, group: "Collectives") -> "Recipe":
             expected="--quantize int4: the others do not depend on a text",
             hint="leave --calibration out",
         )
+    windows = _calibration_windows(args.calibration, folder)
+    return Recipe(args.grains, args.quantize, lambda source, grains: Calibration(source, grains, windows, group))
 
-    def calibrate(source: Source, grains: int) -> Calibration:
+
+def _calibration_windows(text: Path, folder: Path) -> list[tuple[int, ...]]:
+    """Read and cut the text with the tokenizer of a Hugging Face folder."""
+    from hpcinfer.data.tokenizer import Tokenizer
+    from hpcinfer.data.windows import cut_windows, first_tokens, prompt_ids
+    from hpcinfer.model.calibration import MAX_WINDOWS, WINDOW
+    from hpcinfer.weights.source import Source
+
+    with Source(folder) as source:
         tokenizer, config = Tokenizer(source.tokenizer_files), source.config
-        ids, length = prompt_ids(args.calibration, tokenizer, config.vocab_size), config.max_position_embeddings
-        windows = cut_windows(ids, min(WINDOW, length), first_tokens(tokenizer))[:MAX_WINDOWS]
-        return Calibration(source, grains, windows, group)
-
-    return Recipe(args.grains, args.quantize, calibrate)
+    ids = prompt_ids(text, tokenizer, config.vocab_size)
+    windows = cut_windows(ids, min(WINDOW, config.max_position_embeddings), first_tokens(tokenizer))[:MAX_WINDOWS]
+    if not windows:
+        raise ConfigError(
+            f"{len(ids)} tokens to calibrate with",
+            expected="some thousand tokens, better 100,000",
+            where=str(text),
+            hint="another text, or none: leave --calibration out",
+        )
+    return windows
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def command(args: argparse.Namespace) -> int:
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
     results = end_together(world, lambda: _evaluate(world, options))
     if world.rank == 0:
-        print(json.dumps(_as_json(results)) if options.json else "\n".join(_as_lines(results)), flush=True)
+        text = json.dumps(_as_json(results), allow_nan=False) if options.json else "\n".join(_as_lines(results))
+        print(text, flush=True)
     return EXIT_DONE
 
 
@@ -103,9 +104,12 @@ def _evaluate(world: "Collectives", options: EvaluateOptions) -> list[_Result]:
 
 
 def _check(world: "Collectives", options: EvaluateOptions) -> Mesh:
+    from hpcinfer.engine.replica import check_engine_options
+
     check_world_size(world.size)
     if not options.model.model:
         raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer evaluate --help")
+    check_engine_options(options.engine)
     sizes = options.mesh
     return resolve_mesh(
         world.size, sizes.tensor_parallel_size, sizes.pipeline_parallel_size, sizes.data_parallel_size
@@ -190,18 +194,19 @@ def _as_json(results: list[_Result]) -> dict[str, Any]:
             "digest": result.digest,
             "quantization": result.quantization,
             **result.likelihood._asdict(),
-            "nats_per_token": result.likelihood.nats_per_token,
+            "nats": _finite(result.likelihood.nats),
+            "nats_per_token": _finite(result.likelihood.nats_per_token),
             "perplexity": _finite(result.likelihood.perplexity),
             "bits_per_byte": _finite(result.likelihood.bits_per_byte),
         }
         for result in results
     ]
-    return {"models": models, "difference_percent": _difference(results)}
+    return {"models": models, "difference_percent": _finite(_difference(results))}
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """What JSON can say of a number."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _as_lines(results: list[_Result]) -> list[str]:

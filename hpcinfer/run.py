@@ -19,7 +19,6 @@ from hpcinfer.log import start_logging
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.report.summary import summary_lines, write_report
-from hpcinfer.units import parse_bytes
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
@@ -116,16 +115,14 @@ def _read_complete(world: "Collectives", job: "Job") -> "MergeReport | None":
 
 def _check(world: "Collectives", options: RunOptions) -> Mesh:
     """Check what needs no file."""
+    from hpcinfer.engine.replica import check_engine_options
     from hpcinfer.recovery.job import check_job_options
 
     check_world_size(world.size)
     if not options.model.model:
         raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer run --help")
     check_job_options(options.job)
-    parse_bytes(options.engine.kv_cache_memory or "0")
-    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-        if getattr(options.engine, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options.engine, name)}", expected="at least 1")
+    check_engine_options(options.engine)
     sizes = options.mesh
     return resolve_mesh(
         world.size, sizes.tensor_parallel_size, sizes.pipeline_parallel_size, sizes.data_parallel_size

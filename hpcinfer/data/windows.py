@@ -36,9 +36,9 @@ def prompt_ids(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     template = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, _ANY_DATE)
     preparer = Preparer(tokenizer, template, resolve_defaults({}, {}), _NO_LIMIT, vocab_size, "jsonl")
     ids: list[int] = []
-    for row, line in enumerate(filter(str.strip, _read_text(path).split("\n"))):
+    for row, line in enumerate(_read_text(path).split("\n")):
         try:
-            ids += preparer.prepare(row, line.encode()).prompt_ids.tolist()
+            ids += preparer.prepare(row, line.encode()).prompt_ids.tolist() if line.strip() else []
         except RequestError as error:
             raise ConfigError(f"row {row}: {error.found}", expected="a prompt in each row", where=str(path)) from error
     return ids
@@ -64,4 +64,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", expected="a text file in UTF-8") from error
+        raise ConfigError(
+            f"a text that cannot be read: {error}",
+            expected="a file in UTF-8",
+            where=str(path),
+            hint="check the path; iconv -t UTF-8 converts other encodings",
+        ) from error

@@ -35,8 +35,8 @@ class Likelihood(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the nats per token; infinite where it is beyond all numbers."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        """Exponential of the nats per token; infinite where it is beyond all numbers, NaN of NaN."""
+        return math.inf if self.nats_per_token >= 700 else math.exp(self.nats_per_token)
 
     @property
     def bits_per_byte(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -21,7 +21,7 @@ from hpcinfer.engine.scheduler import Limits, Scheduler
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
-from hpcinfer.model.shard import kv_bytes_per_token, shard_plan
+from hpcinfer.model.shard import ShardPlan, kv_bytes_per_token, shard_plan
 from hpcinfer.model.weights_of import LoadOptions, WeightSource, load_stage
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.report.metrics import Metrics
@@ -60,6 +60,19 @@ class Replica:
         return self.runner.pipeline.place.is_leader
 
 
+def check_engine_options(options: EngineOptions) -> None:
+    """Check what needs no model. Not collective.
+
+    Raises:
+        ConfigError: a limit below 1, or a size that is none.
+    """
+    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}", expected="at least 1")
+    if options.kv_cache_memory is not None:
+        parse_bytes(options.kv_cache_memory)
+
+
 def resolve_max_model_len(config: ModelConfig, wanted: int | None) -> int:
     """Resolve the tokens that prompt and output may have together.
 
@@ -95,7 +108,7 @@ def build_replica(
 
     Raises:
         StoreError: a damaged store.
-        ConfigError: too little memory for one sequence of max_model_len.
+        ConfigError: too little memory for one sequence of max_model_len, or none where the KV cache was to be.
     """
     coord, config, metrics = mesh.coord(world.rank), store.config, Metrics()
     replica = world.split(coord.dp, world.rank)
@@ -103,12 +116,13 @@ def build_replica(
     plan = shard_plan(config, store.grains, mesh, coord)
     loading = LoadOptions(options.dtype, options.max_model_len)
     weights = on_all(world, lambda: load_stage(store, kernels, plan, loading))
-    block_bytes = kv_bytes_per_token(config, plan, options.cache_dtype) * options.engine.block_size
+    head_bytes = kernels.kv_bytes(config.head_size, options.cache_dtype)
+    block_bytes = kv_bytes_per_token(config, plan, head_bytes) * options.engine.block_size
     mine = on_all(world, lambda: _possible_blocks(block_bytes, mesh, options))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
     shape = CacheShape(num_blocks, options.engine.block_size, options.cache_dtype)
-    cache = on_all(world, lambda: allocate_cache(kernels, config, plan, shape))
+    cache = on_all(world, lambda: _make_cache(kernels, config, plan, shape, num_blocks * block_bytes))
     reducer = TreeReducer(tp_group, store.grains, kernels.empty)
     stage = Stage(config, plan, weights, kernels, reducer, cache=cache)
     sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
@@ -150,6 +164,19 @@ def _check_blocks(num_blocks: int, block_bytes: int, options: ReplicaOptions) ->
             f" {format_bytes(needed * block_bytes)} per rank",
             hint="raise --kv-cache-memory, lower --max-model-len, or spread the model over more ranks",
         )
+
+
+def _make_cache(
+    kernels: Kernels, config: ModelConfig, plan: ShardPlan, shape: CacheShape, size_bytes: int
+) -> list[Any]:
+    try:
+        return allocate_cache(kernels, config, plan, shape)
+    except MemoryError as error:
+        raise ConfigError(
+            f"no memory for a KV cache of {format_bytes(size_bytes)} per rank",
+            expected="memory that is free, and that this process may have (ulimit -v, the job's limit)",
+            hint="lower --kv-cache-memory, or give one if there is none",
+        ) from error
 
 
 def _free_memory() -> int:

@@ -136,6 +136,9 @@ class Kernels(Protocol):
 
         Slots that were never written are never read. int8 has a scale per token and KV head, for K and for V."""
 
+    def kv_bytes(self, head_size: int, dtype: str) -> int:
+        """Bytes of K and V of one token and KV head in the cache, padding and scales included."""
+
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Array:
         """Cosines and sines of every position, [max_len, 2, H / 2] (see hpcinfer.kernels.rope)."""
 

@@ -144,6 +144,10 @@ class ReferenceKernels:
         values[:, num_blocks] = 0
         return Cache(values, dtype == "int8")
 
+    def kv_bytes(self, head_size: int, dtype: str) -> int:
+        """Bytes of K and V of one token and KV head."""
+        return 2 * head_size * _CACHE_DTYPES[dtype].itemsize
+
     def linear(self, weight: Weight, num_in: int | None = None) -> GrainWeight | QuantisedWeight:
         """Prepare a weight [G, U_out, U_in] for products; `num_in` is U_in, if the values do not say it."""
         if weight.scales is None:

@@ -17,7 +17,7 @@ from hpcinfer.agree import on_all
 from hpcinfer.comm.protocol import Collectives
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import to_float32
-from hpcinfer.errors import ConfigError
+from hpcinfer.errors import ModelError
 from hpcinfer.kernels.rope import rope_table
 from hpcinfer.weights.schema import MLP, QUERY_HEADS, layer_specs, source_name, unit_ranges
 from hpcinfer.weights.source import Source
@@ -38,15 +38,7 @@ class Calibration:
     """Second moments of the inputs of each layer's weights (`hpcinfer.weights.conversion.Calibrator`)."""
 
     def __init__(self, source: Source, grains: int, windows: list[tuple[int, ...]], group: Collectives) -> None:
-        """Embed this rank's windows.
-
-        Not collective.
-
-        Raises:
-            ConfigError: no windows.
-        """
-        if not windows:
-            raise ConfigError("the calibration text has no tokens", expected="some thousand tokens, better 100,000")
+        """Embed this rank's windows, of which there is at least one in all. Not collective."""
         self._source, self._group, self._num_windows = source, group, len(windows)
         ids = b"".join(np.asarray(window, "<i4").tobytes() for window in windows)
         self.facts: dict[str, Any] = {
@@ -66,6 +58,9 @@ class Calibration:
 
         Returns:
             By dataset, float64 [1 or G, inputs, inputs], padded as the store's units are.
+
+        Raises:
+            ModelError: inputs that are not finite.
         """
         config, group = self._source.config, self._group
         window = config.windows[layer] if config.windows else 0
@@ -76,7 +71,9 @@ class Calibration:
             mine = on_all(group, partial(self._run, decoder, first // group.size))
             for peer in range(min(group.size, self._num_windows - first)):
                 self._add(totals, mine, peer, owner)
-        return {name: total for key, total in totals.items() for name in _USERS[key]}
+        found = {name: total for key, total in totals.items() for name in _USERS[key]}
+        on_all(group, partial(_check_finite, layer, found))
+        return found
 
     def _run(self, decoder: "_Layer", index: int) -> dict[str, np.ndarray]:
         """Moments of one window of this rank, whose hidden state moves on by a layer."""
@@ -165,6 +162,16 @@ class _Layer:
         cosine, sine = (self._rope[: len(x), i, None] for i in range(2))
         first, second = np.split(x, 2, axis=-1)
         return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
+def _check_finite(layer: int, moments: Moments) -> None:
+    for name, total in moments.items():
+        if not np.isfinite(total).all():
+            raise ModelError(
+                f"the inputs of layers.{layer}.{name} are not finite on the calibration text",
+                expected="a model whose hidden states float32 can hold",
+                hint="leave --calibration out to round to nearest",
+            )
 
 
 def _read_layer(source: Source, layer: int, grains: int) -> dict[str, np.ndarray]:

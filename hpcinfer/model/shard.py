@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from hpcinfer.config import ModelConfig
-from hpcinfer.dtypes import STORAGE
 from hpcinfer.kernels.protocol import HeadLayout
 from hpcinfer.partition.grains import grain_ranges, grain_runs
 from hpcinfer.partition.heads import needed_kv_heads
@@ -52,7 +51,6 @@ def vocab_ranges(config: ModelConfig, plan: ShardPlan) -> list[range]:
     return grain_ranges(config.vocab_size, plan.num_grains)[plan.run.start : plan.run.stop]
 
 
-def kv_bytes_per_token(config: ModelConfig, plan: ShardPlan, dtype: str) -> int:
-    """Bytes of KV cache that a token takes on this rank; 0 if it has no heads."""
-    scale = 4 if dtype == "int8" else 0
-    return 2 * len(plan.layers) * len(kv_heads(config, plan)) * (config.head_size * STORAGE[dtype].itemsize + scale)
+def kv_bytes_per_token(config: ModelConfig, plan: ShardPlan, bytes_per_head: int) -> int:
+    """Bytes of KV cache that a token takes on this rank, by those of a head (`Kernels.kv_bytes`); 0 without heads."""
+    return len(plan.layers) * len(kv_heads(config, plan)) * bytes_per_head

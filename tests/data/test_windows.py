@@ -47,7 +47,7 @@ def test_prompts_are_those_of_a_job(tmp_path):
 
 @pytest.mark.parametrize(("name", "content", "found"), [
     ("a.txt", b"\xff\xfe", "cannot be read"), ("a.txt", None, "cannot be read"), ("a.txt", b"hello", "token"),
-    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": 5}\n', "row 1"), ("a.jsonl", b"hello", "row 0"),
+    ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": 5}\n', "row 2"), ("a.jsonl", b"hello", "row 0"),
 ])  # fmt: skip
 def test_wrong_files_are_refused_by_name(tmp_path, name, content, found):
     if content is not None:

@@ -67,4 +67,5 @@ def test_measures_follow_from_nats():
     found = Likelihood(nats=20 * math.log(2), num_tokens=10, num_bytes=40, num_windows=1)
     assert found.nats_per_token == pytest.approx(2 * math.log(2)) and found.perplexity == pytest.approx(4)
     assert found.bits_per_byte == pytest.approx(0.5)
+    assert math.isnan(Likelihood(math.nan, 10, 40, 1).perplexity)
     assert Likelihood(1e6, 10, 0, 1).perplexity == Likelihood(1e6, 10, 0, 1).bits_per_byte == math.inf

@@ -1,6 +1,7 @@
 """`hpcinfer evaluate` as a user starts it, and what quantising the demo model costs."""
 
 import json
+import math
 import os
 import runpy
 import sys
@@ -11,6 +12,9 @@ import pytest
 from golden import DEMO_MODEL, EXAMPLES, assert_refused
 from jobs import run_job
 from models import make_tiny_model
+
+from hpcinfer.engine.evaluation import Likelihood
+from hpcinfer.evaluate import _as_json, _Result
 
 TEXT = "Return a new string.\n\nIf the argument is not given, the list of files is read line by line.\n" * 3
 TEXT_BYTES = 24_000  # of the held-out documents
@@ -96,10 +100,33 @@ def test_wrong_jobs_are_refused_once(tmp_path: Path) -> None:
         (("--text", tmp_path / "none"), "cannot be read"),
         (("--text", text, "--max-model-len", "1"), "windows of at least 2 tokens"),
         (("--text", text, "--max-model-len", "5000"), "--max-model-len 5000"),
+        (("--text", text, "--max-num-batched-tokens", "0"), "--max-num-batched-tokens 0"),
     ]
     for flags, words in refused:
         run = run_job(2, "--model", store, *flags, "-tp", "2", module="hpcinfer.evaluate")
         assert_refused(run, "ConfigError", words)
+
+
+def test_json_has_no_number_that_json_does_not_know() -> None:
+    likelihoods = Likelihood(1.0, 10, 40, 1), Likelihood(math.nan, 10, 40, 1), Likelihood(math.inf, 10, 40, 1)
+    for second in likelihoods[1:]:
+        results = [_Result("a", "", "none", likelihoods[0]), _Result("b", "", "none", second)]
+        found = json.loads(json.dumps(_as_json(results), allow_nan=False))
+        assert found["difference_percent"] is None and found["models"][0]["nats"] == 1
+        assert [found["models"][1][name] for name in ("nats", "nats_per_token", "perplexity")] == [None] * 3
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), ("", "0 tokens")])
+def test_calibration_without_a_text_is_refused_before_anything_is_written(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    text = tmp_path / "text"
+    if content is not None:
+        text.write_text(content)
+    flags = ("--quantize", "int4", "--calibration", text)
+    run = run_job(2, DEMO_MODEL, tmp_path / "new" / "store", *flags, module="hpcinfer.convert")
+    assert_refused(run, "ConfigError", words, f"where: {text}", "hint: ")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

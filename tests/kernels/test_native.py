@@ -163,3 +163,10 @@ def test_seconds_are_counted_by_phase():
     run(kernels, MODELS[0], WHOLE)
     seconds = kernels.phase_seconds()
     assert set(seconds) == {"products", "attention", "other kernels"} and min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_kv_bytes_are_those_of_the_cache(dtype):
+    kernels = create_kernels("native")
+    more, less = (kernels.kv_cache(blocks, 16, 2, 20, dtype).memory().nbytes for blocks in (516, 4))
+    assert more - less == 512 * 16 * 2 * kernels.kv_bytes(20, dtype)

@@ -53,6 +53,13 @@ def test_exp_and_log_leave_their_operand_alone():
     assert (x == before).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_kv_bytes_are_those_of_the_cache(dtype):
+    kernels = create_kernels("reference")
+    more, less = (kernels.kv_cache(blocks, 16, 2, 20, dtype).values.nbytes for blocks in (5, 1))
+    assert more - less == 4 * 16 * 2 * kernels.kv_bytes(20, dtype)
+
+
 def test_host_and_device_are_views():
     kernels = create_kernels("reference")
     array = kernels.empty((2, 3))

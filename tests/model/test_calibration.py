@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.dtypes import dequantise
-from hpcinfer.errors import ConfigError
+from hpcinfer.errors import ModelError, PeerError
 from hpcinfer.model.calibration import Calibration
 from hpcinfer.weights.conversion import Recipe, convert
 from hpcinfer.weights.reader import Store
@@ -110,6 +110,13 @@ def test_calibrated_weights_lose_less_of_the_outputs(calibrated, tmp_path):
         assert errors[0] < 0.9 * errors[1]
 
 
-def test_no_text_is_refused(calibrated):
-    with Source(calibrated / "model") as source, pytest.raises(ConfigError, match="no tokens"):
-        Calibration(source, 8, [], SerialGroup())
+def test_inputs_that_are_not_finite_are_refused_on_all_ranks(calibrated):
+    def run(group):
+        with Source(calibrated / "model") as source:
+            calibration = Calibration(source, 8, WINDOWS, group)
+            calibration._hidden[0][:] = np.nan
+            with pytest.raises((ModelError, PeerError), match=r"layers\.1\.q_proj\.weight are not finite") as caught:
+                calibration.moments(1, owner=1)
+            return type(caught.value)
+
+    assert run_ranks(2, run) == [PeerError, ModelError]

@@ -39,18 +39,17 @@ def test_layouts_fit_their_grains(tp):
         assert set(layout.kv_of_head) == set(range(len(kv_heads(CONFIG, plan))))
 
 
-def test_kv_bytes_count_layers_heads_and_precision():
+def test_kv_bytes_count_layers_and_heads():
     [plan] = plans(CONFIG, Mesh(1, 1, 1))
-    assert kv_bytes_per_token(CONFIG, plan, "float32") == 2 * 5 * 2 * 16 * 4
-    assert kv_bytes_per_token(CONFIG, plan, "bfloat16") == 2 * 5 * 2 * 16 * 2
+    assert kv_bytes_per_token(CONFIG, plan, 128) == 5 * 2 * 128
     # tp=2: heads 0-7 read both KV heads, heads 8-13 the second only.
-    assert [kv_bytes_per_token(CONFIG, plan, "float16") for plan in plans(CONFIG, Mesh(1, 5, 2))] == [128, 64] * 5
+    assert [kv_bytes_per_token(CONFIG, plan, 64) for plan in plans(CONFIG, Mesh(1, 5, 2))] == [128, 64] * 5
 
 
 def test_ranks_without_heads_need_no_cache():
     config = replace(CONFIG, num_heads=2, num_kv_heads=2)
-    sizes = [kv_bytes_per_token(config, plan, "float32") for plan in plans(config, Mesh(1, 1, 4))]
-    assert sizes == [2 * 5 * 2 * 16 * 4, 0, 0, 0]
+    sizes = [kv_bytes_per_token(config, plan, 128) for plan in plans(config, Mesh(1, 1, 4))]
+    assert sizes == [5 * 2 * 128, 0, 0, 0]
 
 
 def test_too_many_ranks_are_refused():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.dtypes import dequantise
+from hpcinfer.dtypes import STORAGE, dequantise
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.native.probe import probe_digest
@@ -103,6 +103,11 @@ class NativeKernels:
         """
         struct = self._lib.hpc_cache_new(self._kind(dtype), num_blocks, block_size, num_kv_heads, head_size)
         return NativeCache(self._library, self._owned(struct, self._lib.hpc_cache_free))
+
+    def kv_bytes(self, head_size: int, dtype: str) -> int:
+        """Bytes of K and V of one token and KV head: values are padded to 16 columns, int8 has two scales."""
+        columns = head_size + -(-head_size // 16) * 16
+        return columns * STORAGE[dtype].itemsize + (8 if dtype == "int8" else 0)
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
