@@ -28,7 +28,8 @@ typedef struct {
     float *q, *values;      /* [rows][H] scaled queries, [rows][padded H] weighted values so far */
     float *maxima, *sums;   /* [rows] */
     int64_t *positions;     /* [rows] */
-    float *tile_keys, *tile_values, *panel; /* [PANELS][H][16], [PANELS][16][padded H], one panel of either */
+    float *tile_keys, *tile_values;   /* [PANELS][H][16], [PANELS][16][padded H] */
+    float *panel_keys, *panel_values; /* one panel */
     float *scores;          /* [ATTEND_ROWS][HPC_TILE] */
 } attend_scratch;
 
@@ -43,44 +44,48 @@ static int64_t slot_of(const hpc_cache *cache, const int64_t *table, int64_t pos
 
 /* One panel of a tile out of slots that are not 16 in a row: run by run. */
 static void gather_panel(
-    const hpc_cache *cache, const attend_item *item, const key_tile *tile, int64_t lane, attend_scratch *scratch
+    const hpc_cache *cache, const attend_item *item, const key_tile *tile, int64_t lane, attend_scratch *scratch,
+    float *keys, float *values
 ) {
     const int64_t head_size = cache->head_size, padded = padded_lanes(head_size);
     const int64_t stop = tile->last < lane + HPC_LANES - 1 ? tile->last + 1 : lane + HPC_LANES;
-    float *keys = scratch->tile_keys + lane * head_size, *values = scratch->tile_values + lane * padded;
     int64_t run = 0;
     for (int64_t i = tile->first > lane ? tile->first : lane; i < stop; i += run) {
         const int64_t position = tile->base + i, slot = slot_of(cache, item->table, position);
-        const int64_t panel = panel_of(cache, slot, item->kv_head), from = slot % HPC_LANES, to = i - lane;
+        const int64_t from = slot % HPC_LANES, to = i - lane;
         run = cache->block_size - position % cache->block_size;
         if (run > HPC_LANES - from) run = HPC_LANES - from;
         if (run > stop - i) run = stop - i;
-        const float *source = key_panel(cache, panel, scratch->panel);
+        const stored_panel stored = find_panel(cache, panel_of(cache, slot, item->kv_head));
+        const stored_panel panel = float32_panel(cache, &stored, scratch->panel_keys, scratch->panel_values);
         for (int64_t h = 0; h < head_size; h++)
-            for (int64_t j = 0; j < run; j++) keys[h * HPC_LANES + to + j] = source[h * HPC_LANES + from + j];
-        source = value_panel(cache, panel, scratch->panel);
-        memcpy(values + to * padded, source + from * padded, (size_t)(run * padded) * sizeof(float));
+            for (int64_t j = 0; j < run; j++)
+                keys[h * HPC_LANES + to + j] = ((const float *)panel.keys)[h * HPC_LANES + from + j];
+        const float *source = (const float *)panel.values + from * padded;
+        memcpy(values + to * padded, source, (size_t)(run * padded) * sizeof(float));
     }
 }
 
-static void load_tile(const hpc_cache *cache, const attend_item *item, attend_scratch *scratch, key_tile *tile) {
-    const int64_t head_size = cache->head_size, padded = padded_lanes(head_size);
-    const int64_t first = tile->first / HPC_LANES;
-    for (int64_t j = first; j <= tile->last / HPC_LANES; j++) {
-        float *keys = scratch->tile_keys + j * HPC_LANES * head_size;
-        float *values = scratch->tile_values + j * HPC_LANES * padded;
-        tile->keys[j] = keys;
-        tile->values[j] = values;
-        if (cache->block_size % HPC_LANES) {
-            gather_panel(cache, item, tile, j * HPC_LANES, scratch);
-        } else {
-            const int64_t slot = slot_of(cache, item->table, tile->base + j * HPC_LANES);
-            const int64_t panel = panel_of(cache, slot, item->kv_head);
-            tile->keys[j] = key_panel(cache, panel, keys);
-            tile->values[j] = value_panel(cache, panel, values);
-        }
+/* Panel j of a tile, in the precision of the tile. */
+static stored_panel load_panel(
+    const hpc_cache *cache, const attend_item *item, attend_scratch *scratch, const key_tile *tile, int64_t j
+) {
+    float *keys = scratch->tile_keys + j * HPC_LANES * cache->head_size;
+    float *values = scratch->tile_values + j * HPC_LANES * padded_lanes(cache->head_size);
+    if (cache->block_size % HPC_LANES) {
+        gather_panel(cache, item, tile, j * HPC_LANES, scratch, keys, values);
+        return (stored_panel){(const char *)keys, (const char *)values, NULL, NULL};
     }
-    for (int64_t j = 0; j < first; j++) tile->keys[j] = tile->keys[first]; /* all hidden, but read */
+    const int64_t slot = slot_of(cache, item->table, tile->base + j * HPC_LANES);
+    const stored_panel panel = find_panel(cache, panel_of(cache, slot, item->kv_head));
+    return tile->dtype == cache->dtype ? panel : float32_panel(cache, &panel, keys, values);
+}
+
+static void load_tile(const hpc_cache *cache, const attend_item *item, attend_scratch *scratch, key_tile *tile) {
+    const int64_t first = tile->first / HPC_LANES;
+    for (int64_t j = first; j <= tile->last / HPC_LANES; j++)
+        tile->panels[j] = load_panel(cache, item, scratch, tile, j);
+    for (int64_t j = 0; j < first; j++) tile->panels[j] = tile->panels[first]; /* all hidden, but read */
 }
 
 /* One tile of keys for the rows [row, row + rows) of an item. */
@@ -133,14 +138,48 @@ static void finish_rows(const attend_call *call, const attend_item *item, const 
     }
 }
 
-static void run_item(const attend_call *call, const attend_item *item, attend_scratch *scratch) {
+/* An item of one register tile reads panels as they are stored; more rows had better share a decoded tile. */
+static int is_few(const hpc_cache *cache, const attend_item *item) {
+    return item->num_rows <= ATTEND_ROWS && cache->block_size % HPC_LANES == 0;
+}
+
+static int64_t first_tile(const attend_call *call, const attend_item *item) {
+    return first_key(call->step->positions[item->first_token], call->layer->window) / HPC_TILE * HPC_TILE;
+}
+
+/* Has the register tiles of a tile ask memory for that of `item` at `base`, whose last key is `last`. */
+static void look_ahead(const hpc_cache *cache, const attend_item *item, int64_t base, int64_t last, key_tile *tile) {
+    for (int64_t j = 0; j < PANELS; j++) {
+        const int64_t position = base + j * HPC_LANES;
+        const int64_t slot = slot_of(cache, item->table, position < last ? position : last);
+        tile->ahead[j] = find_panel(cache, panel_of(cache, slot, item->kv_head));
+        if (cache->dtype == HPC_INT8) {
+            __builtin_prefetch(tile->ahead[j].key_scales);
+            __builtin_prefetch(tile->ahead[j].value_scales);
+        }
+    }
+    tile->is_ahead = 1;
+}
+
+/* `next` is the item that this thread is likely to get next, or NULL. */
+static void run_item(
+    const attend_call *call, const attend_item *item, const attend_item *next, attend_scratch *scratch
+) {
     begin_rows(call, item, scratch);
+    const hpc_cache *cache = call->cache;
     const int64_t first = first_key(scratch->positions[0], call->layer->window);
     const int64_t last = scratch->positions[item->num_rows - 1];
-    for (int64_t base = first / HPC_TILE * HPC_TILE; base <= last; base += HPC_TILE) {
-        key_tile tile = {base, first > base ? first - base : 0, last - base, {0}, {0}};
+    const int64_t dtype = is_few(cache, item) && is_direct(cache->dtype) ? cache->dtype : HPC_FLOAT32;
+    for (int64_t base = first_tile(call, item); base <= last; base += HPC_TILE) {
+        key_tile tile = {.base = base, .first = first > base ? first - base : 0, .last = last - base, .dtype = dtype};
         if (tile.last > HPC_TILE - 1) tile.last = HPC_TILE - 1;
-        load_tile(call->cache, item, scratch, &tile);
+        load_tile(cache, item, scratch, &tile);
+        if (is_few(cache, item) && dtype == cache->dtype) {
+            if (base + HPC_TILE <= last)
+                look_ahead(cache, item, base + HPC_TILE, last, &tile);
+            else if (next)
+                look_ahead(cache, next, first_tile(call, next), call->step->positions[next->first_token], &tile);
+        }
         for (int64_t row = 0; row < item->num_rows; row += ATTEND_ROWS) {
             const int64_t left = item->num_rows - row;
             add_tile(call, scratch, &tile, row, (int)(left < ATTEND_ROWS ? left : ATTEND_ROWS));
@@ -235,18 +274,23 @@ static void attend(
     const int64_t rows = padded_lanes(group * call.block_tokens);
     const int64_t num_items = count_items(&call);
     int64_t positions[rows];
-    float memory[HPC_LANES + rows * (2 * padded + 2) + HPC_TILE * (2 * padded + ATTEND_ROWS) + HPC_LANES * padded];
+    float memory[HPC_LANES + rows * (2 * padded + 2) + HPC_TILE * (2 * padded + ATTEND_ROWS) + 2 * HPC_LANES * padded];
     float *next = memory + (-((uintptr_t)memory / sizeof(float)) % HPC_LANES); /* aligned to a cache line */
     attend_scratch scratch = {
         take_floats(&next, rows * padded), take_floats(&next, rows * padded), take_floats(&next, rows),
         take_floats(&next, rows), positions, take_floats(&next, HPC_TILE * padded),
         take_floats(&next, HPC_TILE * padded), take_floats(&next, HPC_LANES * padded),
-        take_floats(&next, HPC_TILE * ATTEND_ROWS)
+        take_floats(&next, HPC_LANES * padded), take_floats(&next, HPC_TILE * ATTEND_ROWS)
     };
     item_cursor cursor = {0, 0};
-#pragma omp for schedule(dynamic) nowait
+    /* Neighbours in the list go to one thread where they are many, so that it can look ahead to them. */
+    const int run = num_items >= 32 * threads ? 4 : 1;
+#pragma omp for schedule(dynamic, run) nowait
     for (int64_t index = 0; index < num_items; index++) {
-        attend_item item = find_item(&call, &cursor, index);
-        if (item.num_rows) run_item(&call, &item, &scratch);
+        const attend_item item = find_item(&call, &cursor, index);
+        item_cursor after = cursor;
+        const int has_next = index + 1 < num_items;
+        const attend_item next = find_item(&call, &after, has_next ? index + 1 : index);
+        if (item.num_rows) run_item(&call, &item, has_next ? &next : NULL, &scratch);
     }
 }

@@ -140,44 +140,53 @@ static void rotate_and_store(
     }
 }
 
-INLINE void decode_keys(int64_t dtype, const hpc_cache *cache, int64_t panel, float *out) {
-    const int64_t head_size = cache->head_size, first = panel * head_size * HPC_LANES;
-    vf scale = dtype == HPC_INT8 ? vf_load(cache->key_scales + panel * HPC_LANES) : vf_zero();
-    for (int64_t i = 0; i < head_size * HPC_LANES; i += HPC_LANES) {
-        vf codes = decode(dtype, cache->keys, first + i);
-        vf_store(out + i, dtype == HPC_INT8 ? vf_mul(codes, scale) : codes);
+/* One panel of one head as it is stored. */
+typedef struct {
+    const char *keys, *values;              /* [H][16], [16][padded H] */
+    const float *key_scales, *value_scales; /* [16], int8 only */
+} stored_panel;
+
+static stored_panel find_panel(const hpc_cache *cache, int64_t panel) {
+    const int64_t row = HPC_LANES * element_bytes(cache->dtype), place = panel * HPC_LANES;
+    return (stored_panel){
+        cache->keys + panel * cache->head_size * row, cache->values + panel * padded_lanes(cache->head_size) * row,
+        cache->key_scales ? cache->key_scales + place : NULL, cache->value_scales ? cache->value_scales + place : NULL
+    };
+}
+
+/* 16 elements from element `first` on; only int8 has scales. */
+INLINE vf read_back(int64_t dtype, const char *base, int64_t first, vf scale) {
+    vf codes = decode(dtype, base, first);
+    return dtype == HPC_INT8 ? vf_mul(codes, scale) : codes;
+}
+
+INLINE void decode_keys(int64_t dtype, const stored_panel *panel, int64_t head_size, float *out) {
+    vf scale = dtype == HPC_INT8 ? vf_load(panel->key_scales) : vf_zero();
+    for (int64_t i = 0; i < head_size * HPC_LANES; i += HPC_LANES)
+        vf_store(out + i, read_back(dtype, panel->keys, i, scale));
+}
+
+INLINE void decode_values(int64_t dtype, const stored_panel *panel, int64_t padded, float *out) {
+    for (int64_t lane = 0; lane < HPC_LANES; lane++) {
+        vf scale = dtype == HPC_INT8 ? vf_set1(panel->value_scales[lane]) : vf_zero();
+        for (int64_t i = lane * padded; i < (lane + 1) * padded; i += HPC_LANES)
+            vf_store(out + i, read_back(dtype, panel->values, i, scale));
     }
 }
 
-/* Keys of one panel as [H][16]: in place, or decoded into `scratch`. */
-static const float *key_panel(const hpc_cache *cache, int64_t panel, float *scratch) {
+#define DECODE_PANEL(dtype) \
+    case dtype: \
+        decode_keys(dtype, panel, cache->head_size, keys); \
+        decode_values(dtype, panel, padded_lanes(cache->head_size), values); \
+        break;
+
+/* A panel in float32: in place, or decoded into `keys` and `values`. */
+static stored_panel float32_panel(const hpc_cache *cache, const stored_panel *panel, float *keys, float *values) {
     switch (cache->dtype) {
-        case HPC_BFLOAT16: decode_keys(HPC_BFLOAT16, cache, panel, scratch); break;
-        case HPC_FLOAT16: decode_keys(HPC_FLOAT16, cache, panel, scratch); break;
-        case HPC_INT8: decode_keys(HPC_INT8, cache, panel, scratch); break;
-        default: return (const float *)cache->keys + panel * cache->head_size * HPC_LANES;
+        DECODE_PANEL(HPC_BFLOAT16)
+        DECODE_PANEL(HPC_FLOAT16)
+        DECODE_PANEL(HPC_INT8)
+        default: return *panel;
     }
-    return scratch;
-}
-
-INLINE void decode_values(int64_t dtype, const hpc_cache *cache, int64_t panel, float *out) {
-    const int64_t padded = padded_lanes(cache->head_size);
-    for (int64_t slot = panel * HPC_LANES; slot < (panel + 1) * HPC_LANES; slot++) {
-        vf scale = dtype == HPC_INT8 ? vf_set1(cache->value_scales[slot]) : vf_zero();
-        for (int64_t i = 0; i < padded; i += HPC_LANES, out += HPC_LANES) {
-            vf codes = decode(dtype, cache->values, slot * padded + i);
-            vf_store(out, dtype == HPC_INT8 ? vf_mul(codes, scale) : codes);
-        }
-    }
-}
-
-/* Values of one panel as [16][padded H]: in place, or decoded into `scratch`. */
-static const float *value_panel(const hpc_cache *cache, int64_t panel, float *scratch) {
-    switch (cache->dtype) {
-        case HPC_BFLOAT16: decode_values(HPC_BFLOAT16, cache, panel, scratch); break;
-        case HPC_FLOAT16: decode_values(HPC_FLOAT16, cache, panel, scratch); break;
-        case HPC_INT8: decode_values(HPC_INT8, cache, panel, scratch); break;
-        default: return (const float *)cache->values + panel * HPC_LANES * padded_lanes(cache->head_size);
-    }
-    return scratch;
+    return (stored_panel){(const char *)keys, (const char *)values, NULL, NULL};
 }
