@@ -285,7 +285,7 @@ static void attend(
     item_cursor cursor = {0, 0};
     /* Neighbours in the list go to one thread where they are many, so that it can look ahead to them. */
     const int run = num_items >= 32 * threads ? 4 : 1;
-#pragma omp for schedule(dynamic, run) nowait
+#pragma omp for schedule(monotonic : dynamic, run) nowait /* the cursor only moves on */
     for (int64_t index = 0; index < num_items; index++) {
         const attend_item item = find_item(&call, &cursor, index);
         item_cursor after = cursor;
