@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     results = [json.loads(path.read_text()) for path in args.results]
     height = 0.8 + 0.32 * max(len(result["contenders"]) for result in results)
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), height), squeeze=False)
+    figure, axes = plt.subplots(1, len(results), figsize=(7.5 * len(results), height), squeeze=False)
     for axis, result in zip(axes[0], results, strict=True):
         draw(axis, result)
     figure.tight_layout()
@@ -34,9 +34,9 @@ def draw(axis: Any, result: dict[str, Any]) -> None:
     fractions = [100 * item["roofline"] for item in items]
     colors = [_OWN if item["engine"].startswith("hpcinfer") else _PEER for item in items]
     bars = axis.barh([f"{item['engine']}, {item['precision']}" for item in items], fractions, color=colors)
-    rates = [f"{item['output_tokens_per_s']:,.0f} output tokens/s" for item in items]
+    rates = [f"{item['output_tokens_per_s']:,.0f} tokens/s" for item in items]
     axis.bar_label(bars, rates, padding=3, fontsize=8)
-    axis.set_xlim(0, max(100, 1.4 * max(fractions)))
+    axis.set_xlim(0, max(115, 1.3 * max(fractions)))
     axis.axvline(100, color="black", linewidth=0.8)
     axis.set_xlabel("% of the roofline")
     axis.set_title(f"{result['model']}, {result['workload']}", fontsize=10)
