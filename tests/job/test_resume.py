@@ -18,6 +18,7 @@ from golden import (
 from jobs import Job, run_job, start_job, wait_until
 
 NUM_ROWS = 360
+SLOWLY = ("--max-num-seqs", "2")  # so that there is time to kill a job; changes no result
 FLAGS = ("--seed", "3", "--lease-timeout", "30")
 
 
@@ -55,7 +56,7 @@ def kill_at(job: Job, folder: Path, rows: int) -> None:
 def test_killed_job_ends_with_the_same_bytes_on_another_mesh(folder: Path, prompts: Path, whole: Output) -> None:
     place = folder / "killed"
     arguments = job_arguments(place, prompts)
-    kill_at(start_job(2, *arguments, "-tp", "2"), place, 20)
+    kill_at(start_job(2, *arguments, *SLOWLY, "-tp", "2"), place, 20)
     done = num_finished(place)
     assert 0 < done < NUM_ROWS
     assert not (place / "out.jsonl").exists()
@@ -74,7 +75,7 @@ def test_job_killed_again_and_again_loses_nothing(folder: Path, prompts: Path, w
     job.kill()
     done = [num_finished(place)]
     for ranks, flags in ((2, ["-dp", "2"]), (2, ["-pp", "2"])):
-        kill_at(start_job(ranks, *arguments, *flags), place, done[-1] + 1)
+        kill_at(start_job(ranks, *arguments, *SLOWLY, *flags), place, done[-1] + 1)
         done.append(num_finished(place))
     assert 0 == done[0] < done[1] < done[2] < NUM_ROWS
     assert run_job(2, *arguments).rc == 0
@@ -136,7 +137,7 @@ def test_two_jobs_share_the_work(folder: Path, prompts: Path, whole: Output) -> 
 def test_second_job_takes_over_from_a_killed_one(folder: Path, prompts: Path, whole: Output) -> None:
     place = folder / "helper"
     arguments = job_arguments(place, prompts)
-    first = start_job(2, *arguments, "-dp", "2")
+    first = start_job(2, *arguments, *SLOWLY, "-dp", "2")
     wait_until(lambda: num_finished(place) >= 10)
     second = start_job(1, *arguments)
     time.sleep(3)
