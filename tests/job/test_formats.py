@@ -104,19 +104,20 @@ def test_empty_input_is_refused(folder: Path) -> None:
 
 
 def test_status_and_partial_merge_work_while_the_job_runs(folder: Path) -> None:
-    prompts = write_rows(folder / "long.jsonl", [{"prompt": f"{i}. Return", "max_tokens": 40} for i in range(150)])
+    prompts = write_rows(folder / "long.jsonl", [{"prompt": f"{i}. Return", "max_tokens": 40} for i in range(600)])
     output = folder / "long.out"
-    job = start_job(2, "--model", DEMO_MODEL, "--input", prompts, "--output", output, "-dp", "2")
+    slowly = ("-dp", "2", "--max-num-seqs", "2")
+    job = start_job(2, "--model", DEMO_MODEL, "--input", prompts, "--output", output, *slowly)
     parts = Path(f"{output}.job", "parts")
     wait_until(lambda: sum(len(path.read_bytes().splitlines()) for path in parts.glob("*.jsonl")) > 5)
     status = subprocess.run([sys.executable, "-m", "hpcinfer", "status", output], capture_output=True, text=True)
     assert status.returncode == 0, status.stderr
-    assert "150" in status.stdout
+    assert "600" in status.stdout
     merge = [sys.executable, "-m", "hpcinfer", "merge", "--partial", output]
     assert subprocess.run(merge, capture_output=True).returncode == 0
     partial = [json.loads(line) for line in Path(f"{output}.partial").read_text().splitlines()]
     assert partial == sorted(partial, key=lambda line: line["row"])
     assert job.is_running
     assert job.wait().rc == 0
-    assert len(output.read_text().splitlines()) == 150
+    assert len(output.read_text().splitlines()) == 600
     assert partial

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -101,7 +102,9 @@ def library():
 def python(code, **environment):
     argv = [sys.executable, "-c", textwrap.dedent(code)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    run = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**clean, **environment})
+    # elsewhere: Python would find the checkout's hpcinfer in the working directory before the installed one
+    where = {"cwd": tempfile.gettempdir(), "env": {**clean, **environment}}
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=60, **where)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()
 
@@ -173,6 +176,7 @@ def test_runtime_knows_how_many_threads_it_has(library):
 def test_without_the_extension_there_is_no_library():
     code = """
         import sys
+import tempfile
         sys.modules["hpcinfer.kernels.native._native"] = None
         from hpcinfer.kernels.native.library import load
         print(load())

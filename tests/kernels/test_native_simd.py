@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sources import CHECKOUT
 
 native = pytest.importorskip("hpcinfer.kernels.native._native", reason="the native kernels are not built")
 
-SOURCES = Path(native.__file__).parent / "csrc"
+SOURCES = CHECKOUT / "hpcinfer" / "kernels" / "native" / "csrc"
 FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", f"-I{SOURCES}"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]
 SETS = {  # file and options of the compiler
