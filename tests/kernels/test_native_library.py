@@ -176,7 +176,6 @@ def test_runtime_knows_how_many_threads_it_has(library):
 def test_without_the_extension_there_is_no_library():
     code = """
         import sys
-import tempfile
         sys.modules["hpcinfer.kernels.native._native"] = None
         from hpcinfer.kernels.native.library import load
         print(load())
