@@ -106,7 +106,7 @@ def test_empty_input_is_refused(folder: Path) -> None:
 def test_status_and_partial_merge_work_while_the_job_runs(folder: Path) -> None:
     prompts = write_rows(folder / "long.jsonl", [{"prompt": f"{i}. Return", "max_tokens": 40} for i in range(600)])
     output = folder / "long.out"
-    slowly = ("-dp", "2", "--max-num-seqs", "2")
+    slowly = ("-dp", "2", "--max-num-seqs", "1")
     job = start_job(2, "--model", DEMO_MODEL, "--input", prompts, "--output", output, *slowly)
     parts = Path(f"{output}.job", "parts")
     wait_until(lambda: sum(len(path.read_bytes().splitlines()) for path in parts.glob("*.jsonl")) > 5)

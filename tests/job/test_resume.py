@@ -17,8 +17,8 @@ from golden import (
 )
 from jobs import Job, run_job, start_job, wait_until
 
-NUM_ROWS = 360
-SLOWLY = ("--max-num-seqs", "2")  # so that there is time to kill a job; changes no result
+NUM_ROWS = 480
+SLOWLY = ("--max-num-seqs", "1")  # so that there is time to kill a job; changes no result
 FLAGS = ("--seed", "3", "--lease-timeout", "30")
 
 
