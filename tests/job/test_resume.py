@@ -17,7 +17,7 @@ from golden import (
 )
 from jobs import Job, run_job, start_job, wait_until
 
-NUM_ROWS = 480
+NUM_ROWS = 600
 SLOWLY = ("--max-num-seqs", "1")  # so that there is time to kill a job; changes no result
 FLAGS = ("--seed", "3", "--lease-timeout", "30")
 
