@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
+
+# Run from a checkout, `python -m hpcinfer.run` finds the sources first; the library is where hpcinfer was installed.
+__path__.extend(os.path.join(entry, "hpcinfer", "kernels", "native") for entry in sys.path if entry)
 
 if TYPE_CHECKING:
     from hpcinfer.kernels import Placement
