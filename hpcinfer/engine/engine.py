@@ -27,7 +27,7 @@ class Engine:
         self._step = 0
 
     def run(self, leader: Leader | None) -> None:
-        """Serve requests until there are no more.
+        """Serve requests until there are no more, or until the leader's frontend stops.
 
         Collective over the replica.
 
@@ -66,6 +66,7 @@ class Engine:
             works = oldest.works if oldest else []
             for work, token_id, finish in zip(works, record.token_ids, record.finishes, strict=True):
                 self._scheduler.commit(work, None if token_id == NO_TOKEN else token_id, finish)
+            self._scheduler.is_draining = record.is_draining
             for request in record.requests:
                 sequences = self._scheduler.add(request)
                 if leader is not None:

@@ -64,6 +64,10 @@ class WindowFrontend:
         """Whether all windows are taken. Not collective."""
         return not self._waiting
 
+    def is_stopping(self) -> bool:
+        """Never: all windows are scored. Not collective."""
+        return False
+
     def wait(self) -> None:
         """Never needed: windows are there or not. Not collective."""
 

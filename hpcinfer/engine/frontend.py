@@ -18,6 +18,9 @@ class Frontend(Protocol):
     def is_exhausted(self) -> bool:
         """Whether `take` will never give anything again."""
 
+    def is_stopping(self) -> bool:
+        """Whether to end soon, with sequences unfinished; once true it stays so."""
+
     def wait(self) -> None:
         """Pass a moment: nothing can be computed now."""
 
@@ -42,6 +45,10 @@ class ListFrontend:
     def is_exhausted(self) -> bool:
         """Whether the list is empty."""
         return not self._requests
+
+    def is_stopping(self) -> bool:
+        """Never: a list is worked through."""
+        return False
 
     def wait(self) -> None:
         """Never needed: a list is there or empty."""

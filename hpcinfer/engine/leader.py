@@ -19,6 +19,11 @@ class Leader:
     def __init__(self, scheduler: Scheduler, outputs: Outputs, frontend: Frontend, runner: Runner) -> None:
         self._scheduler, self.outputs, self._frontend = scheduler, outputs, frontend
         self._pipeline, self._metrics = runner.pipeline, runner.metrics
+        self._resumed: list[Request] = []
+
+    def resume(self, requests: list[Request]) -> None:
+        """Begin with these, whatever the limits: an earlier engine has admitted them."""
+        self._resumed = sorted(requests, key=lambda request: len(request.prompt_ids) + sum(map(len, request.resumed)))
 
     def write(self, step: int, in_flight: deque[Batch | None], digest: bytes) -> StepRecord:
         """Collect the results of the oldest micro-batch and what is new."""
@@ -28,16 +33,23 @@ class Leader:
         with self._metrics.phase("input and output"):
             requests = self._take(num_ending)
             has_work = bool(requests) or self._scheduler.num_live > num_ending
-            while not has_work and not self._frontend.is_exhausted():
+            while not (has_work or self._frontend.is_exhausted() or self._frontend.is_stopping()):
                 self._frontend.wait()
                 requests = self._take(num_ending)
                 has_work = bool(requests)
+            is_stopping = self._frontend.is_stopping()
         return StepRecord(
-            step, tuple(token for token, _ in verdicts), tuple(finish for _, finish in verdicts),
-            tuple(requests), is_last=not has_work and not verdicts, digest=digest,
-        )
+            step, tuple(token for token, _ in verdicts), tuple(finish for _, finish in verdicts), tuple(requests),
+            is_last=not requests and not any(in_flight) if is_stopping else not has_work and not verdicts,
+            is_draining=is_stopping, digest=digest,
+        )  # fmt: skip
 
     def _take(self, num_ending: int) -> list[Request]:
+        if self._resumed:
+            resumed, self._resumed = self._resumed, []
+            return resumed
+        if self._frontend.is_stopping():
+            return []
         slots = self._scheduler.limits.max_running
         queue = slots + max(1, slots // 8)  # a few wait, so that a slot is never empty; the rest is for other replicas
         return self._frontend.take(max(0, queue - self._scheduler.num_live + num_ending))

@@ -36,14 +36,17 @@ class Outputs:
         self._choices: dict[int, list[Choice]] = {}  # by row
 
     def open(self, sequences: list[Sequence]) -> None:
-        """Expect the tokens of new sequences."""
+        """Expect the tokens of new sequences, and take those that resumed ones have."""
         for sequence in sequences:
             params = sequence.request.sampling
             stream = TextStream(
                 self._tokenizer, params.stop, prompt_ids=sequence.request.prompt_ids, min_tokens=params.min_tokens
             )
             end_ids = frozenset(params.stop_token_ids if params.ignore_eos else params.stop_token_ids + self._eos_ids)
-            self._open[sequence.seq_id] = _Output(stream, end_ids)
+            output = self._open[sequence.seq_id] = _Output(stream, end_ids)
+            for token_id in sequence.output_ids:
+                finish = _append(output, token_id, params.max_tokens)
+                assert finish is Finish.NONE, f"{sequence} is resumed after its end: {finish = }"
 
     def extend(self, work: Work, results: list[RowResult]) -> Finish:
         """Take over what a work gave; says whether its sequence ends here."""

@@ -7,7 +7,7 @@ computed once: one of them computes it, the others wait and are passed by those 
 
 from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from operator import attrgetter
 from typing import NamedTuple
@@ -93,6 +93,7 @@ class Scheduler:
         self.limits, self.blocks, self._metrics = limits, blocks, metrics
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
+        self.is_draining = False  # whether no more batches are made
         self._num_admitted = 0
 
     @property
@@ -109,6 +110,8 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Choose the next batch and mark its sequences as in flight; empty when nothing can run."""
+        if self.is_draining:
+            return []
         draft = _Draft(self.limits.max_num_batched_tokens, self._batch_sequences())
         preemptions = self._metrics.counts["preemptions"]
         for sequence in list(self.running):
@@ -133,6 +136,16 @@ class Scheduler:
         if finish is not Finish.NONE:
             self.blocks.release(sequence)
             self._stop_running(sequence)
+
+    def unfinished(self) -> list[Request]:
+        """Requests that are not finished, in order of admission, with the output tokens that they have so far.
+
+        One whose log-probabilities are asked for, or one choice of which has ended, begins anew: the tokens do not
+        tell all of it."""
+        rows: dict[int, list[Sequence]] = {}
+        for sequence in sorted((*self.running, *self.waiting), key=_BY_ID):
+            rows.setdefault(sequence.request.row, []).append(sequence)
+        return [_resumable(sequences) for sequences in rows.values()]
 
     def digest(self) -> bytes:
         """Fingerprint of all decisions so far, equal on every rank of a replica."""
@@ -209,6 +222,13 @@ class Scheduler:
             self._metrics.count("chunks", draft.num_chunks)
             self._metrics.peak("batch_sequences", len(draft.works))
             self._metrics.peak("batch_tokens", self.limits.max_num_batched_tokens - draft.tokens_left)
+
+
+def _resumable(sequences: list[Sequence]) -> Request:
+    """The request of these choices, to be continued where they are if their tokens tell all of it."""
+    request = sequences[0].request
+    is_told = len(sequences) == request.sampling.n and request.sampling.logprobs is None
+    return replace(request, resumed=tuple(tuple(each.output_ids) for each in sequences) if is_told else ())
 
 
 def _shares(sequence: Sequence) -> bool:

@@ -26,7 +26,7 @@ class Sequence:
     def __init__(self, seq_id: int, request: Request, choice: int) -> None:
         self.seq_id = seq_id  # order of admission
         self.request, self.choice = request, choice
-        self.token_ids = list(request.prompt_ids)
+        self.token_ids = [*request.prompt_ids, *(request.resumed[choice] if request.resumed else ())]
         self.num_prompt = len(request.prompt_ids)
         self.num_computed = 0
         self.num_scored = 1 if request.sampling.scores_prompt else self.num_prompt

@@ -82,6 +82,10 @@ class Feeder:
         """Whether the whole job is complete. Not collective."""
         return self._client.is_ended and not self._backlog and not self._rows.num_open
 
+    def is_stopping(self) -> bool:
+        """Whether to end soon, with rows unfinished. Not collective."""
+        return False
+
     def wait(self) -> None:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
         self._writer.flush()
@@ -115,7 +119,7 @@ class Feeder:
             self._append(row, deal, content.record, is_error=True)
             return None
         self._open[row] = _Open(content, deal)
-        return Request(row, tuple(content.prompt_ids.tolist()), content.sampling)
+        return Request(row, tuple(content.prompt_ids.tolist()), content.sampling, generation=deal.generation)
 
     def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:
         self._writer.append(row, deal.generation, line, is_error=is_error)

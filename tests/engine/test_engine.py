@@ -63,15 +63,25 @@ def block_bytes(store, block_size):
     return 2 * config.num_layers * config.num_kv_heads * config.head_size * 4 * block_size
 
 
-def run_engine(store, tokenizer, requests=REQUESTS, *, num_blocks=None, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
-    """Run requests to their end on this rank's part of a replica; rank 0 leads."""
-    memory = None if num_blocks is None else str(num_blocks * block_bytes(store, limits.get("block_size", 16)))
-    engine = EngineOptions(**limits, kv_cache_memory=memory)
-    options = ReplicaOptions(engine, "float32", MAX_LEN, SEED)
-    replica = build_replica(group or SerialGroup(), mesh, store, create_kernels("reference"), options)
-    frontend = ListFrontend(requests)
+def make_replica(store, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
+    """This rank's part of a replica."""
+    options = ReplicaOptions(EngineOptions(**limits), "float32", MAX_LEN, SEED)
+    return build_replica(group or SerialGroup(), mesh, store, create_kernels("reference"), options)
+
+
+def lead(replica, tokenizer, frontend):
+    """Run the loop to its end, on rank 0 as the leader."""
     outputs = Outputs(tokenizer, replica.runner.eos_ids)
     replica.engine.run(Leader(replica.scheduler, outputs, frontend, replica.runner) if replica.is_leader else None)
+
+
+def run_engine(store, tokenizer, requests=REQUESTS, *, num_blocks=None, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
+    """Run requests to their end on this rank's part of a replica; rank 0 leads."""
+    if num_blocks is not None:
+        limits["kv_cache_memory"] = str(num_blocks * block_bytes(store, limits.get("block_size", 16)))
+    replica = make_replica(store, group, mesh, **limits)
+    frontend = ListFrontend(requests)
+    lead(replica, tokenizer, frontend)
     metrics = replica.runner.metrics
     assert not replica.scheduler.num_live and replica.scheduler.blocks.num_free == replica.num_blocks
     return Run(frontend.finished, metrics.counts, metrics.peaks)
@@ -202,6 +212,33 @@ def test_what_many_begin_with_is_computed_once_and_changes_nothing(tiny_store, t
     assert run.counts["reused_tokens"] == (8 * 48 if reuses else 0)
     alone = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1, prefix_reuse=False) for each in requests]
     assert run.finished == {row: choices for each in alone for row, choices in each.finished.items()}
+
+
+class StoppingFrontend(ListFrontend):
+    """Stops after so many looks at it."""
+
+    def __init__(self, requests, num_looks):
+        super().__init__(requests)
+        self.num_looks = num_looks
+
+    def is_stopping(self):
+        self.num_looks -= 1
+        return self.num_looks < 0
+
+
+@pytest.mark.parametrize("num_looks", [0, 1, 5, 9, 14])
+def test_stopped_sequences_go_on_elsewhere_as_if_nothing_had_happened(tiny_store, tokenizer, expected, num_looks):
+    first = StoppingFrontend(REQUESTS, num_looks)
+    replica = make_replica(tiny_store, max_num_seqs=4)
+    lead(replica, tokenizer, first)
+    rest = replica.scheduler.unfinished()
+    assert not any(request.resumed for request in rest if request.sampling.logprobs is not None)
+    assert num_looks < 5 or any(any(request.resumed) for request in rest)
+    second, other = ListFrontend(first.take(100)), make_replica(tiny_store, max_num_seqs=3, max_num_batched_tokens=16)
+    leader = Leader(other.scheduler, Outputs(tokenizer, other.runner.eos_ids), second, other.runner)
+    leader.resume([Request.from_bytes(request.to_bytes()) for request in rest])
+    other.engine.run(leader)
+    assert first.finished.keys().isdisjoint(second.finished) and first.finished | second.finished == expected
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(3, 1), (1, 2), (2, 2)])

@@ -13,12 +13,12 @@ requests = st.lists(st.builds(Request, st.integers(0, 2**40), prompts, params), 
 
 
 @given(
-    step=st.integers(0, 2**63 - 1), works=works, requests=requests, is_last=st.booleans(),
+    step=st.integers(0, 2**63 - 1), works=works, requests=requests, is_last=st.booleans(), is_draining=st.booleans(),
     digest=st.binary(min_size=8, max_size=8),
 )  # fmt: skip
-def test_records_survive_their_bytes(step, works, requests, is_last, digest):
+def test_records_survive_their_bytes(step, works, requests, is_last, is_draining, digest):
     token_ids, finishes = tuple(token for token, _ in works), tuple(finish for _, finish in works)
-    record = StepRecord(step, token_ids, finishes, tuple(requests), is_last, digest)
+    record = StepRecord(step, token_ids, finishes, tuple(requests), is_last, is_draining, digest)
     again = StepRecord.from_bytes(record.to_bytes())
     assert again == record
     assert all(type(finish) is Finish for finish in again.finishes) and all(type(t) is int for t in again.token_ids)

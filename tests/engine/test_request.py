@@ -19,7 +19,9 @@ PARAMS = st.builds(
     ignore_eos=st.booleans(), n=st.integers(1, 128), logprobs=st.none() | st.integers(0, 20), echo=st.booleans(),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
 )  # fmt: skip
-REQUESTS = st.builds(Request, st.integers(0, 2**63 - 1), st.lists(ids, max_size=40).map(tuple), PARAMS)
+TOKENS = st.lists(ids, max_size=40).map(tuple)
+REQUESTS = st.builds(Request, st.integers(0, 2**63 - 1), TOKENS, PARAMS, st.lists(TOKENS, max_size=3).map(tuple),
+                     st.integers(0, 2**31 - 1))  # fmt: skip
 
 
 def bits(value):
@@ -46,7 +48,7 @@ def test_seed_and_logprobs_of_zero_are_not_none():
 
 
 def test_defaults_cost_no_bytes():
-    assert len(Request(1, (1, 2, 3), SamplingParams()).to_bytes()) <= 16 + 4 * 3 + 2
+    assert len(Request(1, (1, 2, 3), SamplingParams()).to_bytes()) <= 24 + 4 * 3 + 2
 
 
 def test_ids_too_large_for_a_record_are_no_silent_wrap():
