@@ -1,31 +1,114 @@
-"""`Collectives` over mpi4py. Importing this module starts MPI."""
+"""`Collectives` over mpi4py. Importing this module starts MPI.
 
+With a fault-tolerant MPI a dead rank raises `RankFailedError` in those that wait for it; the verbs revoke, agree and
+shrink are ULFM's. Without one the launcher ends the job, and none of that happens.
+"""
+
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import ParamSpec, TypeVar
 
 from mpi4py import MPI
 
 from hpcinfer.comm.protocol import Buffer
+from hpcinfer.errors import RankFailedError, RevokedError
 
-_SPIN_S = 0.002  # wait for bytes without sleeping this long, then in naps
+_SPIN_S = 0.002  # wait without sleeping this long, then in naps
 _NAP_S = 0.0002
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-class MpiPending:
-    """A non-blocking send; keeps its buffer alive until it has left."""
+
+class Pause:
+    """What to do between two looks for a message: give the core away, and nap when it is long in coming."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self) -> None:
+        """Pass a moment."""
+        if time.monotonic() - self._start < _SPIN_S:
+            os.sched_yield()
+        else:
+            time.sleep(_NAP_S)
+
+
+def rank_failure(error: MPI.Exception) -> RankFailedError | None:
+    """Turn the MPI's word for a dead rank into ours; None for all other errors."""
+    kind = error.Get_error_class()
+    if kind == MPI.ERR_REVOKED:
+        return RevokedError("the group has been revoked")
+    return RankFailedError("a rank has died") if kind in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING) else None
+
+
+def _translated(method: Callable[P, T]) -> Callable[P, T]:
+    """Raise our errors where a rank has died."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except MPI.Exception as error:
+            raise rank_failure(error) or error from None
+
+    return call
+
+
+_UNFINISHED: list[tuple[MPI.Request, object]] = []  # of dead groups: MPI may still touch their buffers
+
+
+class _Pending:
+    """A non-blocking message; its buffer lives until MPI is done with it."""
 
     def __init__(self, request: MPI.Request, buffer: object) -> None:
         self._request, self._buffer = request, buffer
 
+    def __del__(self) -> None:
+        if self._request:
+            _UNFINISHED.append((self._request, self._buffer))
+
+
+class MpiReceive(_Pending):
+    """A message that is to come."""
+
+    @_translated
+    def test(self) -> bool:
+        """Whether it is there."""
+        return bool(self._request.Test())
+
+    def cancel(self) -> None:
+        """Let it come no more."""
+        if self._request:
+            self._request.Cancel()
+
+    def wait(self) -> None:
+        """Return when it is there."""
+        pause = Pause()
+        while not self.test():
+            pause()
+
+
+class MpiPending(_Pending):
+    """A non-blocking send. To a dead rank it has left."""
+
     def wait(self) -> None:
         """Return when the buffer may be used again."""
-        self._request.Wait()
+        pause = Pause()
+        while not self.test():
+            pause()
 
     def test(self) -> bool:
         """Whether the message has left."""
-        return bool(self._request.Test())
+        try:
+            return bool(self._request.Test())
+        except MPI.Exception as error:
+            if rank_failure(error) is None:
+                raise
+            return True
 
 
 class MpiGroup:
@@ -35,11 +118,14 @@ class MpiGroup:
         self._comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        self._failed: frozenset[int] = frozenset()
 
+    @_translated
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self._comm.Barrier()
 
+    @_translated
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
         """Give every rank root's bytes."""
         length, own = bytearray(8), data if self.rank == root else None
@@ -51,6 +137,7 @@ class MpiGroup:
         self._comm.Bcast([buffer, MPI.BYTE], root)
         return bytes(buffer)
 
+    @_translated
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
         lengths = bytearray(8 * self.size)
@@ -61,46 +148,103 @@ class MpiGroup:
         self._comm.Allgatherv([data, MPI.BYTE], [buffer, counts, starts[:-1], MPI.BYTE])
         return [bytes(buffer[starts[r] : starts[r + 1]]) for r in range(self.size)]
 
+    @_translated
     def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank."""
         self._comm.Allgatherv([send, counts[self.rank], MPI.FLOAT], [receive, counts, _starts(counts), MPI.FLOAT])
 
+    @_translated
     def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into root's `receive`."""
         into = [receive, counts, _starts(counts), MPI.FLOAT] if self.rank == root else None
         self._comm.Gatherv([send, counts[self.rank], MPI.FLOAT], into, root)
 
     def send(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiPending:
-        """Start sending a contiguous buffer."""
-        return MpiPending(self._comm.Isend(buffer, peer, tag), buffer)
+        """Start sending a contiguous buffer; to a dead rank it is lost."""
+        try:
+            request = self._comm.Isend(buffer, peer, tag)
+        except MPI.Exception as error:
+            if rank_failure(error) is None:
+                raise
+            request = MPI.REQUEST_NULL
+        return MpiPending(request, buffer)
 
+    @_translated
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
         self._comm.Recv(buffer, peer, tag)
 
+    @_translated
+    def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiReceive:
+        """Let a buffer of known size come."""
+        return MpiReceive(self._comm.Irecv(buffer, peer, tag), buffer)
+
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> MpiPending:
-        """Start sending bytes of any length."""
-        return MpiPending(self._comm.Isend([data, MPI.BYTE], peer, tag), data)
+        """Start sending bytes of any length; to a dead rank they are lost."""
+        return self.send([data, MPI.BYTE], peer, tag)
 
     def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
         """Wait for bytes; yields the core at once, and naps when they are long in coming."""
-        status, start = MPI.Status(), time.monotonic()
-        while (message := self._comm.Improbe(peer, tag, status)) is None:
-            if time.monotonic() - start < _SPIN_S:
-                os.sched_yield()
-            else:
-                time.sleep(_NAP_S)
-        return _take(message, status)
+        pause = Pause()
+        while (data := self.probe_bytes_of(peer, tag)) is None:
+            pause()
+        return data
 
-    def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
-        """Take one waiting message of that tag from any rank: (rank, bytes), or None at once."""
+    def pause(self) -> Pause:
+        """Begin to wait for something that is looked for again and again."""
+        return Pause()
+
+    @_translated
+    def probe_bytes_of(self, peer: int, tag: int) -> bytes | None:
+        """Take one waiting message of a rank and tag, or None at once."""
         status = MPI.Status()
-        message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
+        message = self._comm.Improbe(peer, tag, status)
+        return None if message is None else _take(message, status)
+
+    @_translated
+    def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
+        """Take one waiting message of that tag from any living rank: (rank, bytes), or None at once."""
+        status = MPI.Status()
+        try:
+            message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
+        except MPI.Exception as error:
+            if error.Get_error_class() == MPI.ERR_REVOKED or rank_failure(error) is None:
+                raise
+            self._comm.Ack_failed(self.size)  # from now on "any" means those that live
+            message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
         return None if message is None else (status.Get_source(), _take(message, status))
 
     def split(self, color: int, key: int) -> "MpiGroup":
         """Make the group of ranks with the same colour, ordered by key."""
         return MpiGroup(self._comm.Split(color, key))
+
+    def duplicate(self) -> "MpiGroup":
+        """Make a group of the same ranks whose messages are apart. Collective."""
+        return MpiGroup(self._comm.Dup())
+
+    def failed(self) -> frozenset[int]:
+        """Ranks that are known to have died, since the last message was looked for. Not collective, under a µs."""
+        group = self._comm.Get_failed()
+        if group.size != len(self._failed):
+            self._failed = frozenset(MPI.Group.Translate_ranks(group, range(group.size), self._comm.group))
+        return self._failed
+
+    def revoke(self) -> None:
+        """End all communication of this group, on every rank, for good. Not collective."""
+        self._comm.Revoke()
+
+    def agree(self, *, is_good: bool) -> bool:
+        """Whether it is good on every rank, and none has died: one answer on all. Collective over those that live."""
+        try:
+            return bool(self._comm.Agree(int(is_good)))
+        except MPI.Exception as error:
+            if rank_failure(error) is None:
+                raise
+            return False
+
+    def shrink(self) -> "MpiGroup":
+        """Make the group of those that live, in the same order. Collective over them; works on a revoked group."""
+        return MpiGroup(self._comm.Shrink())
 
     def abort(self, exit_code: int) -> None:
         """End every rank of the job, now."""

@@ -21,7 +21,7 @@ class Pending(Protocol):
 
 
 class Collectives(Protocol):
-    """A group of ranks. All methods but send, receive, probe and abort are collective over the group."""
+    """A group of ranks. All methods but send, receive, probe, failed and abort are collective over the group."""
 
     rank: int
     size: int
@@ -55,6 +55,9 @@ class Collectives(Protocol):
 
     def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
         """Take one waiting message of that tag from any rank: (rank, bytes), or None at once."""
+
+    def failed(self) -> frozenset[int]:
+        """Ranks that are known to have died; none where the MPI does not let the others go on."""
 
     def split(self, color: int, key: int) -> "Collectives":
         """Make the group of ranks with the same colour, ordered by key."""

@@ -71,6 +71,10 @@ class SerialGroup:
         """Take the oldest message of that tag, if there is one."""
         return (0, self._mail[tag].popleft()) if self._mail[tag] else None
 
+    def failed(self) -> frozenset[int]:
+        """Nobody."""
+        return frozenset()
+
     def split(self, color: int, key: int) -> "SerialGroup":
         """Make another group of one."""
         return SerialGroup()

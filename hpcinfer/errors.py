@@ -9,7 +9,9 @@ HpcInferError
 ├── StoreError             a store that is damaged: names file, dataset and chunk
 ├── JobDirectoryError      a job directory that is damaged or cannot be written
 ├── RequestError           one row that cannot be served: becomes that row's error record
-└── PeerError              another rank failed; this one ends too, quietly
+├── PeerError              another rank failed; this one ends too, quietly
+└── RankFailedError        a rank has died, and the MPI lets the others go on
+    └── RevokedError       a survivor has ended the communication of this group
 
 Every message has four parts: what was found, what was expected, where, and a hint.
 """
@@ -77,6 +79,14 @@ class RequestError(HpcInferError):
 
 class PeerError(HpcInferError):
     """Another rank failed and has said why; this rank only ends."""
+
+
+class RankFailedError(HpcInferError):
+    """A rank of the group has died; the others can go on without it."""
+
+
+class RevokedError(RankFailedError):
+    """A rank has left the group for good: no message will come any more."""
 
 
 _REFUSALS = {

@@ -6,6 +6,7 @@ import torch
 
 from hpcinfer.agree import on_all, on_root, same_everywhere, settle
 from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.comm.world import start_world
 from hpcinfer.errors import ConfigError, HpcInferError, PeerError, StoreError
@@ -21,12 +22,15 @@ def world():
     return start_world()
 
 
-@pytest.fixture(scope="module", params=["world", "halves", "reversed", "alone", "serial"])
+@pytest.fixture(scope="module", params=["world", "halves", "reversed", "alone", "serial", "tolerant", "tolerant halves"])
 def group(request, world):
     splits = {"halves": (2 * world.rank // world.size, world.rank), "reversed": (0, -world.rank),
               "alone": (world.rank, 0)}  # fmt: skip
     if request.param == "serial":
         return SerialGroup()
+    if request.param.startswith("tolerant"):
+        whole = TolerantGroup(world.duplicate(), range(world.size)[::-1], epoch=1)
+        return whole if request.param == "tolerant" else whole.split(*splits["halves"])
     return world.split(*splits[request.param]) if request.param in splits else world
 
 

@@ -1,0 +1,164 @@
+"""A group that can lose members: point-to-point messages over the world alone, under a number of its own.
+
+No communicator is built, so none has to be built again with dead ranks in the world, which MPI implementations refuse
+(Open MPI 5.0: MPI_Comm_create_group and MPI_Intercomm_create fail after a death outside of the group).
+A death of any watched rank ends every call with `RankFailedError`; the survivors meet in `hpcinfer.comm.regroup`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.errors import RankFailedError
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.mpi import MpiGroup
+
+_TAGS, _CONTEXTS, _EPOCHS = 64, 16, 1 << 20  # of a group, of an epoch, before numbers come again
+_TAG_OBJECT, _TAG_ARRAY = 62, 63  # of collectives; lower ones are for messages
+
+
+class TolerantGroup:
+    """Some ranks of a world, numbered by their place in `members`.
+
+    Args:
+        line: all ranks of the world; it outlives any member.
+        members: their ranks in it, this rank's among them.
+        epoch: a number that no two of them have shared before, at least 1: late messages of dead groups find nobody.
+    """
+
+    def __init__(
+        self, line: MpiGroup, members: Sequence[int], epoch: int, *, context: int = 0, watched: Sequence[int] = ()
+    ) -> None:
+        self.members, self.epoch = tuple(members), epoch
+        self.rank, self.size = self.members.index(line.rank), len(members)
+        self._line, self._context = line, context
+        self._watched = frozenset(watched or members)
+        self._base = ((epoch % _EPOCHS) * _CONTEXTS + context) * _TAGS
+        self._num_splits = 0
+
+    def check(self) -> None:
+        """Raise if a watched rank is known to have died. Not collective.
+
+        Raises:
+            RankFailedError: one has.
+        """
+        if dead := self._line.failed() & self._watched:
+            raise RankFailedError(f"rank {', '.join(map(str, sorted(dead)))} of the world has died")
+
+    def failed(self) -> frozenset[int]:
+        """Members that are known to have died."""
+        dead = self._line.failed()
+        return frozenset(rank for rank, member in enumerate(self.members) if member in dead)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.all_gather_bytes(b"")
+
+    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
+        """Give every rank root's bytes."""
+        if self.rank != root:
+            return self.receive_bytes(root, _TAG_OBJECT)
+        assert data is not None, "root must give bytes"
+        self._wait([self.send_bytes(data, peer, _TAG_OBJECT) for peer in self._peers()])
+        return data
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Give every rank the bytes of all, by rank."""
+        sent = [self.send_bytes(data, peer, _TAG_OBJECT) for peer in self._peers()]
+        gathered = {peer: self.receive_bytes(peer, _TAG_OBJECT) for peer in self._peers()}
+        self._wait(sent)
+        return [gathered.get(rank, data) for rank in range(self.size)]
+
+    def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
+        """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank."""
+        parts = _parts(receive, counts)
+        parts[self.rank][:] = np.asarray(send).reshape(-1)
+        sent = [self.send(parts[self.rank], peer, _TAG_ARRAY) for peer in self._peers()]
+        self._receive_all({peer: parts[peer] for peer in self._peers()}, _TAG_ARRAY)
+        self._wait(sent)
+
+    def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
+        """The same, on root only."""
+        flat = np.asarray(send).reshape(-1)
+        if self.rank != root:
+            return self._wait([self.send(flat, root, _TAG_ARRAY)])
+        parts = _parts(receive, counts)
+        parts[root][:] = flat
+        self._receive_all({peer: parts[peer] for peer in self._peers()}, _TAG_ARRAY)
+
+    def send(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:
+        """Start sending a contiguous buffer; to a dead rank it is lost."""
+        return self._line.send(buffer, self.members[peer], self._base + tag)
+
+    def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
+        """Wait for a buffer of known size."""
+        self._receive_all({peer: buffer}, tag)
+
+    def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
+        """Start sending bytes of any length; to a dead rank they are lost."""
+        return self._line.send_bytes(data, self.members[peer], self._base + tag)
+
+    def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
+        """Wait for bytes; yields the core while waiting."""
+        pause = self._line.pause()
+        while (data := self._line.probe_bytes_of(self.members[peer], self._base + tag)) is None:
+            self.check()
+            pause()
+        return data
+
+    def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
+        """Take one waiting message of that tag from any member: (rank, bytes), or None at once."""
+        message = self._line.probe_bytes(self._base + tag)
+        return message and (self.members.index(message[0]), message[1])
+
+    def split(self, color: int, key: int) -> TolerantGroup:
+        """Make the group of ranks with the same colour, ordered by key. It watches all ranks that this one watches."""
+        self._num_splits += 1
+        context = 4 * self._context + self._num_splits
+        assert context < _CONTEXTS and self._num_splits < 4, f"{context = } {self._num_splits = }"
+        wishes = [tuple(map(int, wish.split())) for wish in self.all_gather_bytes(b"%d %d" % (color, key))]
+        chosen = sorted((key, rank) for rank, (wanted, key) in enumerate(wishes) if wanted == color)
+        members = [self.members[rank] for _, rank in chosen]
+        return TolerantGroup(self._line, members, self.epoch, context=context, watched=tuple(self._watched))
+
+    def abort(self, exit_code: int) -> None:
+        """End every rank of the job, now."""
+        self._line.abort(exit_code)
+
+    def _peers(self) -> list[int]:
+        """All others, each rank beginning with its successor."""
+        return [(self.rank + step) % self.size for step in range(1, self.size)]
+
+    def _receive_all(self, buffers: dict[int, Any], tag: int) -> None:
+        """Wait for a buffer of each peer; after a death none of them is written to any more."""
+        coming = [
+            self._line.start_receive(buffer, self.members[peer], self._base + tag) for peer, buffer in buffers.items()
+        ]
+        try:
+            self._wait(coming)
+        except RankFailedError:
+            for receive in coming:
+                receive.cancel()
+            raise
+
+    def _wait(self, pending: Sequence[Pending]) -> None:
+        pause = self._line.pause()
+        waiting = [each for each in pending if not each.test()]
+        while waiting:
+            self.check()
+            pause()
+            waiting = [each for each in waiting if not each.test()]
+
+
+def _parts(receive: Buffer | None, counts: Sequence[int]) -> list[np.ndarray]:
+    """Views of a buffer, one for each rank."""
+    assert receive is not None, "root must give a buffer"
+    ends = list(accumulate(counts))
+    flat = np.asarray(receive).reshape(-1)
+    return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
