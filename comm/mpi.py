@@ -18,6 +18,7 @@ from hpcinfer.errors import RankFailedError, RevokedError
 
 _SPIN_S = 0.002  # wait without sleeping this long, then in naps
 _NAP_S = 0.0002
+_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set by mpiexec --with-ft ulfm
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class MpiGroup:
         self._comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        self.is_tolerant = os.environ.get(_TOLERANCE, "").lower() in ("1", "true", "yes")
         self._failed: frozenset[int] = frozenset()
 
     @_translated
@@ -224,6 +226,8 @@ class MpiGroup:
 
     def failed(self) -> frozenset[int]:
         """Ranks that are known to have died, since the last message was looked for. Not collective, under a µs."""
+        if not self.is_tolerant:
+            return self._failed
         group = self._comm.Get_failed()
         if group.size != len(self._failed):
             self._failed = frozenset(MPI.Group.Translate_ranks(group, range(group.size), self._comm.group))
@@ -235,6 +239,8 @@ class MpiGroup:
 
     def agree(self, *, is_good: bool) -> bool:
         """Whether it is good on every rank, and none has died: one answer on all. Collective over those that live."""
+        if not self.is_tolerant:
+            return is_good
         try:
             return bool(self._comm.Agree(int(is_good)))
         except MPI.Exception as error:

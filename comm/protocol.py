@@ -64,3 +64,24 @@ class Collectives(Protocol):
 
     def abort(self, exit_code: int) -> None:
         """End every rank of the job, now."""
+
+
+class World(Collectives, Protocol):
+    """All ranks of a job, and what they can do when some of them have died (the verbs of ULFM).
+
+    Where the MPI is not fault tolerant the launcher ends the job at the first death: nobody is ever lost here.
+    """
+
+    is_tolerant: bool
+
+    def duplicate(self) -> "World":
+        """Make a group of the same ranks whose messages are apart. Collective."""
+
+    def revoke(self) -> None:
+        """End all communication of this group, on every rank, for good. Not collective."""
+
+    def agree(self, *, is_good: bool) -> bool:
+        """Whether it is good on every rank, and none has died: one answer on all. Collective over those that live."""
+
+    def shrink(self) -> "World":
+        """Make the group of those that live, in the same order. Collective over them; works on a revoked group."""

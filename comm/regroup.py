@@ -122,19 +122,24 @@ def regroup(line: MpiGroup, old: View, offer: bytes, decide: Decide) -> View:
             return view
 
 
-def found(line: MpiGroup, candidates: Sequence[int], wanted: int, plan: Callable[[int], bytes]) -> View | None:
-    """Make a group of spare ranks, without this rank; None if nobody has accepted. Not collective.
+def found(
+    line: MpiGroup, candidates: Sequence[int], wanted: int, decide: Callable[[Sequence[int]], Decision],
+    *, host: View | None = None,
+) -> View | None:  # fmt: skip
+    """Make a group of spare ranks; None if nobody has accepted. Not collective.
 
     Args:
         line: all ranks of the world.
         candidates: spare ranks.
         wanted: members at most.
-        plan: makes the plan for so many members; b"" if they are too few.
+        decide: chooses among those that have accepted.
+        host: the last view of this rank, if it is a spare rank that becomes the first member itself.
     """
     guests = Guests(line)
-    members = guests.invite(candidates, wanted)
-    how = plan(len(members)) if members else b""
-    view = View(1 + max(guests.epochs.values(), default=0), tuple(members) if how else (), how)
+    members = ([] if host is None else [line.rank]) + guests.invite(candidates, wanted - (host is not None))
+    decision = decide(members) if members else Decision((), b"")
+    epoch = 1 + max([*guests.epochs.values(), 0 if host is None else host.epoch])
+    view = View(epoch, decision.members, decision.plan)
     guests.welcome(view)
     return view if view.members else None
 

@@ -24,6 +24,7 @@ class SerialGroup:
 
     rank = 0
     size = 1
+    is_tolerant = False
 
     def __init__(self) -> None:
         self._mail: dict[int, deque[bytes]] = defaultdict(deque)
@@ -74,6 +75,21 @@ class SerialGroup:
     def failed(self) -> frozenset[int]:
         """Nobody."""
         return frozenset()
+
+    def duplicate(self) -> "SerialGroup":
+        """Make another group of one."""
+        return SerialGroup()
+
+    def revoke(self) -> None:
+        """Nobody listens."""
+
+    def agree(self, *, is_good: bool) -> bool:
+        """Agree with oneself."""
+        return is_good
+
+    def shrink(self) -> "SerialGroup":
+        """Make another group of one."""
+        return SerialGroup()
 
     def split(self, color: int, key: int) -> "SerialGroup":
         """Make another group of one."""

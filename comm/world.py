@@ -1,21 +1,34 @@
-"""The one place where MPI starts, and how one rank ends all."""
+"""The one place where MPI starts, how one rank ends all, and how all go on without one."""
+
+from __future__ import annotations
 
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from hpcinfer.agree import is_agreed, where_am_i
 from hpcinfer.comm.launcher import read_launch
-from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.protocol import Collectives, World
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import EXIT_FAILED, ConfigError, HpcInferError, JobDirectoryError, StorageError, storage_error
+from hpcinfer.errors import (
+    EXIT_FAILED,
+    ConfigError,
+    HpcInferError,
+    JobDirectoryError,
+    RankFailedError,
+    StorageError,
+    storage_error,
+)
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.mpi import MpiGroup
 
 T = TypeVar("T")
 
 
-def start_world() -> Collectives:
+def start_world() -> World:
     """Start MPI and return the group of all ranks; the group of one when no launcher started this process.
 
     Collective over the world.
@@ -39,6 +52,38 @@ def start_world() -> Collectives:
     return world_group()
 
 
+def open_line(world: World) -> MpiGroup | None:
+    """Make the group whose messages outlive any rank; None where the MPI ends the job when one dies.
+
+    Collective over the world.
+    """
+    line = world.duplicate() if world.is_tolerant else None
+    return cast("MpiGroup | None", line)
+
+
+def survive(world: World, work: Callable[[World], T]) -> tuple[World, T]:
+    """Do collective work, and do it again with those that are left when a rank dies meanwhile.
+
+    Collective over the world.
+
+    Args:
+        world: the group to begin with.
+        work: called with the group of those that live; may be called again.
+
+    Returns:
+        The group in which nobody has died, and the result.
+    """
+    while True:
+        try:
+            result, is_good = work(world), True
+        except RankFailedError:
+            world.revoke()  # nobody waits for this rank any more
+            is_good = False
+        if world.agree(is_good=is_good):
+            return world, result
+        world = world.shrink()
+
+
 def end_together(world: Collectives, work: Callable[[], T]) -> T:
     """Do the work of a command; an error that the ranks have not agreed upon ends them all, so that none waits.
 
@@ -54,6 +99,18 @@ def end_together(world: Collectives, work: Callable[[], T]) -> T:
         if not is_expected:
             end_all(world, error)
         raise error from caught.__cause__
+
+
+def leave(world: World, exit_code: int) -> int:
+    """Return the exit code; where ranks have died end here and now, since MPI might wait for them at its end.
+
+    Not collective.
+    """
+    if world.failed():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 def end_all(group: Collectives, error: BaseException) -> None:

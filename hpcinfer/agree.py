@@ -21,21 +21,24 @@ T = TypeVar("T")
 def settle(group: Collectives, error: Exception | None) -> None:
     """Go on if no rank has an error; else raise it on the lowest such rank and `PeerError` on the others.
 
+    What a rank has only heard of (`PeerError`) counts where no rank has an error of its own.
+
     Collective over `group`.
 
     Raises:
         Exception: this rank's own error, if it is the lowest rank that has one.
         PeerError: on all other ranks, with the same exit code.
     """
-    code = getattr(error, "exit_code", EXIT_FAILED)
-    verdicts = group.all_gather_bytes(f"{code} {error}".encode(errors="backslashreplace") if error else b"")
-    first = next((rank for rank, verdict in enumerate(verdicts) if verdict), None)
-    if first is None:
+    code, is_own = getattr(error, "exit_code", EXIT_FAILED), not isinstance(error, PeerError)
+    verdicts = group.all_gather_bytes(f"{is_own:d} {code} {error}".encode(errors="backslashreplace") if error else b"")
+    failing = [rank for rank, verdict in enumerate(verdicts) if verdict]
+    if not failing:
         return
+    first = min(failing, key=lambda rank: (verdicts[rank][:1] != b"1", rank))
     if error is not None and group.rank == first:
         agreed: Exception = error
     else:
-        code_text, _, message = verdicts[first].decode().partition(" ")
+        _, code_text, message = verdicts[first].decode().split(" ", 2)
         agreed = PeerError(message, where=f"rank {first}/{group.size}")
         agreed.exit_code = int(code_text)
     agreed.__dict__["is_agreed"] = True

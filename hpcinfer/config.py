@@ -5,6 +5,7 @@ is derived from it (`hpcinfer.cli`). Nothing here reads files.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,15 @@ def parse_seed(text: str) -> int:
     if not is_64_bit(seed):
         raise ValueError("expected a 64-bit integer")
     return seed
+
+
+def parse_duration(text: str) -> float:
+    """Read a time as 5400 (seconds), 90:00, 1:30:00 or 1-06:00:00."""
+    match = re.fullmatch(r"(?:([0-9]+)-(?=[^:]+:[^:]+:))?(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+)", text)
+    if not match:
+        raise ValueError("expected seconds, or a time as 1:30:00")
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def is_64_bit(value: int) -> bool:
@@ -188,6 +198,7 @@ class MeshOptions:
     tensor_parallel_size: int = option(1, "ranks that share each layer", "-tp")
     pipeline_parallel_size: int = option(1, "stages that share the layers", "-pp")
     data_parallel_size: int | None = option(None, "replicas; the rest of the world if not given", "-dp")
+    spare_ranks: int = option(0, "ranks that wait to take the place of dead ones, where the MPI lets the others go on")
 
 
 @dataclass(frozen=True)
@@ -225,3 +236,27 @@ class JobOptions:
     retry_errors: bool = option(False, "compute rows again that ended in error records")
     fail_on_error: bool = option(False, "exit with 1 if any row ended in an error record")
     lease_timeout: float = option(180.0, "seconds without a sign of life after which another job's work is taken over")
+    hang_timeout: float = option(600.0, "seconds without progress after which a rank is treated as dead; 0 is never")
+    time_limit: float | None = option(
+        None, "stop in time for this end, from the start of the process; the allocation's own end, where Slurm says"
+        " one, counts too", metavar="SECONDS|HH:MM:SS", parse=parse_duration
+    )
+    stop_margin: float = option(
+        60.0, "seconds before the end of the time in which work is put away; a tenth of the time at most"
+    )
+    requeue: bool = option(False, "when stopped by a signal or the time limit, have Slurm start the same job again")
+
+
+@dataclass(frozen=True)
+class SuperviseOptions:
+    """How the steps of a supervised job are started, and started again."""
+
+    launcher: str = option("auto", "what starts the steps; auto is srun in a Slurm allocation, where it can start our"
+                           " MPI, else mpiexec", choices=("auto", "mpiexec", "srun"))
+    nodes: str | None = option(None, "hosts for the steps; those of the allocation if not given, without one this one",
+                               metavar="HOST[:RANKS],...")
+    ranks_per_node: int | None = option(None, "ranks on each node; what was asked of Slurm if not given, else 1")
+    restarts: int = option(10, "times that a replica starts again in a row without a finished row in between")
+    backoff: float = option(1.0, "seconds before the first of them; doubled each time, at most 60")
+    grace: float = option(25.0, "seconds in which steps put their work away when the supervisor is stopped")
+    give_back: bool = option(False, "give nodes that have no work towards the end back to Slurm")

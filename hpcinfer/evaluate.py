@@ -169,12 +169,20 @@ class _Work:
 def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _Work) -> "Likelihood":
     """Load one model and score the windows. Collective over the world."""
     from hpcinfer.engine.evaluation import measure
-    from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_cache_dtype, resolve_dtype
+    from hpcinfer.engine.replica import (
+        ReplicaOptions,
+        build_replica,
+        build_together,
+        join_replica,
+        resolve_cache_dtype,
+        resolve_dtype,
+    )
 
     dtype, length = resolve_dtype(options.model.dtype), max(map(len, work.windows))
     cache_dtype = resolve_cache_dtype(options.model.kv_cache_dtype, options.model.dtype)
     wanted = ReplicaOptions(options.engine, dtype, length, seed=0, cache_dtype=cache_dtype)
-    replica = build_replica(world, mesh, work.store, work.kernels, wanted)
+    group = join_replica(world, mesh)
+    replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted))
     work.store.close()
     return measure(world, mesh, replica, work.tokenizer, work.windows)
 

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from hpcinfer.agree import on_all, on_root, same_everywhere, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
-from hpcinfer.comm.world import end_together, start_world
+from hpcinfer.comm.world import end_together, leave, open_line, start_world, survive
 from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
-from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RankFailedError
 from hpcinfer.log import start_logging
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.report.summary import summary_lines, write_report
 
 if TYPE_CHECKING:
-    from hpcinfer.comm.protocol import Collectives
+    from hpcinfer.comm.mpi import MpiGroup
+    from hpcinfer.comm.protocol import Collectives, World
     from hpcinfer.data.prepare import Preparer
     from hpcinfer.data.sampling_defaults import SamplingDefaults
     from hpcinfer.data.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hpcinfer.kernels.protocol import Kernels
     from hpcinfer.recovery.job import Job
     from hpcinfer.recovery.merging import MergeReport
+    from hpcinfer.recovery.serve import Serving
     from hpcinfer.weights.locate import Located
     from hpcinfer.weights.reader import Store
 
@@ -73,32 +75,39 @@ def command(args: argparse.Namespace) -> int:
     )
     world = start_world()
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
-    return end_together(world, lambda: _run(world, options))
+    return leave(world, end_together(world, lambda: _run(world, options)))
 
 
-def _run(world: "Collectives", options: RunOptions) -> int:
+def _run(world: "World", options: RunOptions) -> int:
+    from hpcinfer.recovery.member import Member
+
     phases = Metrics()
-    mesh = on_all(world, lambda: _check(world, options))
-    same_everywhere(world, options.flat(), "the options")
-    setup = _set_up(world, mesh, options, phases)
-    from hpcinfer.recovery.merging import merge
-
-    paths = setup.job.paths
+    check_world_size(world.size)
+    world, (mesh, setup, line) = survive(world, lambda group: _prepare(group, options, phases))
     report = _read_complete(world, setup.job)
     if report is not None:
         log.info("the job is complete: %d rows, %d errors", report.num_rows, report.num_failed)
     else:
+        serving = _serving(line or world, mesh, options, setup)
         with phases.phase("load"):
-            replica = _load(world, mesh, options, setup)
+            replica = _load(world, line, serving)
         with phases.phase("run"):
-            rank_report = _serve(world, mesh, options, setup, replica)
-        with phases.phase("merge"):
-            report = merge(paths, paths.output, world)
-        _report(world, options, setup, _RunFacts(mesh, replica, phases, report), rank_report)
+            rank_report = Member(serving, line).run(replica)
+        facts = _RunFacts(mesh, setup, replica, phases, rank_report)
+        world, report = survive(world, lambda group: _finish(group, options, facts))
+    assert report is not None
     if world.rank == 0:
-        print(paths.output, flush=True)
+        print(setup.job.paths.output, flush=True)
     failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _prepare(world: "World", options: RunOptions, phases: Metrics) -> "tuple[Mesh, _Setup, MpiGroup | None]":
+    """Check and find everything. Collective over the world; fails everywhere or nowhere."""
+    mesh = on_all(world, lambda: _check(world.size, options))
+    same_everywhere(world, options.flat(), "the options")
+    setup = _set_up(world, mesh, options, phases)
+    return mesh, setup, open_line(world)
 
 
 def _read_complete(world: "Collectives", job: "Job") -> "MergeReport | None":
@@ -113,20 +122,22 @@ def _read_complete(world: "Collectives", job: "Job") -> "MergeReport | None":
     return MergeReport(*json.loads(data)) if data else None
 
 
-def _check(world: "Collectives", options: RunOptions) -> Mesh:
+def _check(world_size: int, options: RunOptions) -> Mesh:
     """Check what needs no file."""
     from hpcinfer.engine.replica import check_engine_options
     from hpcinfer.recovery.job import check_job_options
 
-    check_world_size(world.size)
     if not options.model.model:
         raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer run --help")
     check_job_options(options.job)
     check_engine_options(options.engine)
     sizes = options.mesh
+    if not 0 <= sizes.spare_ranks < world_size:
+        raise ConfigError(f"--spare-ranks {sizes.spare_ranks}", expected=f"from 0 to {world_size - 1}")
     return resolve_mesh(
-        world.size, sizes.tensor_parallel_size, sizes.pipeline_parallel_size, sizes.data_parallel_size
-    )
+        world_size - sizes.spare_ranks, sizes.tensor_parallel_size, sizes.pipeline_parallel_size,
+        sizes.data_parallel_size,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class _Setup:
     kernels: "Kernels"
     job: "Job"
     preparer: "Preparer"
+    name: str  # of this MPI job, as no other one is called
 
 
 def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metrics) -> _Setup:
@@ -148,6 +160,7 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
     from hpcinfer.engine.replica import resolve_dtype
     from hpcinfer.recovery.job import find_input, open_job
     from hpcinfer.recovery.layout import JobPaths
+    from hpcinfer.recovery.leases import incarnation_name
     from hpcinfer.weights.locate import ensure_store, locate_model
     from hpcinfer.weights.reader import Store
 
@@ -176,7 +189,8 @@ def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metri
     preparer = Preparer(
         tokenizer, template, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
     )
-    return _Setup(store, kernels, job, preparer)
+    name = on_root(world, lambda: incarnation_name().encode()).decode()
+    return _Setup(store, kernels, job, preparer, name)
 
 
 def _cache_dtype(options: RunOptions) -> str:
@@ -211,35 +225,49 @@ def _check_model(located: "Located", mesh: Mesh, options: RunOptions) -> _Checke
     return _CheckedModel(max_model_len, Tokenizer(model.tokenizer_files), defaults)
 
 
-def _load(world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Replica":
-    """Load the weights. Collective over the world; fails everywhere or nowhere."""
-    from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_dtype
+def _serving(mail: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Serving":
+    """Say what is served, on which ranks. Not collective."""
+    from hpcinfer.engine.replica import ReplicaOptions, resolve_dtype
+    from hpcinfer.partition.layout import ModelLimits, layout_of
+    from hpcinfer.recovery.election import Election
+    from hpcinfer.recovery.serve import Serving
 
     dtype, max_model_len = resolve_dtype(options.model.dtype), setup.preparer.max_model_len
-    wanted = ReplicaOptions(options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options))
-    replica = build_replica(world, mesh, setup.store, setup.kernels, wanted)
-    setup.store.close()
-    return replica
+    limits = ModelLimits(setup.store.config.num_layers, setup.store.grains)
+    layout = layout_of(mesh, mail.size, limits)
+    return Serving(
+        job=setup.job,
+        preparer=setup.preparer,
+        store=setup.store,
+        kernels=setup.kernels,
+        options=ReplicaOptions(options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options)),
+        model_name=f"hpcinfer-{setup.store.digest[:12]}",
+        lease_timeout_s=options.job.lease_timeout,
+        layout=layout,
+        mail=mail,
+        election=Election(setup.job.paths.claimants, setup.name, layout.replicas[0].members[0]),
+    )
 
 
-def _serve(
-    world: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup, replica: "Replica"
-) -> dict[str, Any]:
-    """Run the loop until the job is complete; an error on any rank ends all. Collective over the world.
+def _load(world: "World", line: "MpiGroup | None", serving: "Serving") -> "Replica | None":
+    """Load the weights. Collective over the world; fails everywhere or nowhere.
 
     Returns:
-        The report of this rank.
+        None on a spare rank; and where a rank of the replica has died meanwhile.
     """
-    from hpcinfer.recovery.serve import Serving, serve_follower, serve_leader
+    from hpcinfer.engine.replica import build_together
 
-    if replica.is_leader:
-        name = f"hpcinfer-{setup.store.digest[:12]}"
-        serving = Serving(setup.job, setup.preparer, replica, name, options.job.lease_timeout)
-        report = serve_leader(world, serving, mesh.dp)
-    else:
-        report = serve_follower(replica)
-    world.barrier()
-    return report
+    replica: Replica | None = None
+
+    def build() -> None:
+        nonlocal replica
+        replica = serving.build_first(world, line)
+
+    try:
+        build_together(world, build)
+    except RankFailedError:
+        world.revoke()  # nobody waits for this rank; who can serve does so, and the others regroup
+    return replica
 
 
 @dataclass(frozen=True)
@@ -247,27 +275,38 @@ class _RunFacts:
     """What the summary says of the whole run."""
 
     mesh: Mesh
-    replica: "Replica"
+    setup: _Setup
+    replica: "Replica | None"
     phases: Metrics
-    merged: "MergeReport"
+    rank_report: dict[str, Any]
+
+
+def _finish(world: "Collectives", options: RunOptions, facts: _RunFacts) -> "MergeReport":
+    """Merge and report. Collective over the world."""
+    from hpcinfer.recovery.merging import merge
+
+    paths = facts.setup.job.paths
+    with facts.phases.phase("merge"):
+        merged = merge(paths, paths.output, world)
+    ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(facts.rank_report).encode())]
+    if world.rank == 0:
+        _report(world, options, facts, merged, ranks)
+    return merged
 
 
 def _report(
-    world: "Collectives", options: RunOptions, setup: _Setup, facts: _RunFacts, rank_report: dict[str, Any]
+    world: "Collectives", options: RunOptions, facts: _RunFacts, merged: "MergeReport", ranks: list[dict[str, Any]]
 ) -> None:
-    """Collect the reports of all ranks on the root, write them beside the job, show the summary. Collective."""
-    ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(rank_report).encode())]
-    if world.rank != 0:
-        return
-    defaults = setup.preparer.defaults
+    """Write the reports of all ranks beside the job, show the summary."""
+    setup, replica, defaults = facts.setup, facts.replica, facts.setup.preparer.defaults
     run = {
         "mesh": str(facts.mesh),
         "world_size": world.size,
         "input_kind": setup.job.kind,
-        "num_rows": facts.merged.num_rows,
-        "num_failed": facts.merged.num_failed,
-        "kv_cache_bytes": facts.replica.kv_cache_bytes,
-        "num_blocks": facts.replica.num_blocks,
+        "num_rows": merged.num_rows,
+        "num_failed": merged.num_failed,
+        "kv_cache_bytes": replica.kv_cache_bytes if replica else 0,
+        "num_blocks": replica.num_blocks if replica else 0,
         "seconds": dict(facts.phases.seconds),
         "sampling": dataclasses.asdict(defaults.values),
         "origins": defaults.origins,

@@ -25,6 +25,7 @@ class Engine:
         self._in_flight: deque[Batch | None] = deque([None] * self._pipeline.place.pp)
         self._debug_lockstep = debug_lockstep
         self._step = 0
+        self.num_records = 0  # that were applied
 
     def run(self, leader: Leader | None) -> None:
         """Serve requests until there are no more, or until the leader's frontend stops.
@@ -66,6 +67,7 @@ class Engine:
             works = oldest.works if oldest else []
             for work, token_id, finish in zip(works, record.token_ids, record.finishes, strict=True):
                 self._scheduler.commit(work, None if token_id == NO_TOKEN else token_id, finish)
+            self.num_records += 1
             self._scheduler.is_draining = record.is_draining
             for request in record.requests:
                 sequences = self._scheduler.add(request)

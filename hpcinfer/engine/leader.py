@@ -1,5 +1,6 @@
 """What only the leader does: requests in, texts and stop strings, finished rows out, the step record."""
 
+import time
 from collections import deque
 
 from hpcinfer.engine.batch import Batch
@@ -20,6 +21,7 @@ class Leader:
         self._scheduler, self.outputs, self._frontend = scheduler, outputs, frontend
         self._pipeline, self._metrics = runner.pipeline, runner.metrics
         self._resumed: list[Request] = []
+        self.first_token_time: float | None = None  # seconds since the epoch; for reports
 
     def resume(self, requests: list[Request]) -> None:
         """Begin with these, whatever the limits: an earlier engine has admitted them."""
@@ -70,6 +72,8 @@ class Leader:
     def _verdict(self, work: Work, results: list[RowResult]) -> tuple[int, Finish]:
         finish = self.outputs.extend(work, results)
         token_id = results[-1].token_id if work.samples else NO_TOKEN
+        if self.first_token_time is None and work.samples:
+            self.first_token_time = time.time()
         if finish is not Finish.NONE and (choices := self.outputs.close(work.sequence, finish)):
             self._frontend.finish(work.sequence.request.row, choices)
         return token_id, finish

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from hpcinfer.agree import on_all
+from hpcinfer.agree import on_all, settle
 from hpcinfer.comm.launcher import read_launch
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.config import EngineOptions, ModelConfig
@@ -18,7 +19,7 @@ from hpcinfer.engine.pipeline import Pipeline, Place
 from hpcinfer.engine.runner import Runner
 from hpcinfer.engine.sampler import Sampler
 from hpcinfer.engine.scheduler import Limits, Scheduler
-from hpcinfer.errors import ConfigError
+from hpcinfer.errors import ConfigError, RankFailedError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
 from hpcinfer.model.shard import ShardPlan, kv_bytes_per_token, shard_plan
@@ -29,6 +30,8 @@ from hpcinfer.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
+
+T = TypeVar("T")
 
 _FREE_SHARE = 0.4  # of the node's free memory that KV caches take unless told otherwise
 
@@ -42,6 +45,7 @@ class ReplicaOptions:
     max_model_len: int  # tokens
     seed: int
     cache_dtype: str = "float32"  # of the KV cache
+    metrics: Metrics = field(default_factory=Metrics)  # of this rank, whatever replicas it is built into
 
 
 @dataclass(frozen=True)
@@ -100,29 +104,35 @@ def resolve_cache_dtype(wanted: str, dtype: str) -> str:
 
 
 def build_replica(
-    world: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions
+    replica: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions
 ) -> Replica:
     """Load this rank's weights and build its part of the loop.
 
-    Collective over the world; fails on all ranks or on none.
+    Collective over the replica; fails on all of its ranks or on none.
+
+    Args:
+        replica: the ranks of one replica, stage by stage, tp innermost.
+        mesh: of the replica; its dp does not matter.
+        store: where weights are read.
+        kernels: which compute.
+        options: all else.
 
     Raises:
         StoreError: a damaged store.
         ConfigError: too little memory for one sequence of max_model_len, or none where the KV cache was to be.
     """
-    coord, config, metrics = mesh.coord(world.rank), store.config, Metrics()
-    replica = world.split(coord.dp, world.rank)
+    coord, config, metrics = mesh.coord(replica.rank), store.config, options.metrics
     tp_group = replica.split(coord.pp, replica.rank)
     plan = shard_plan(config, store.grains, mesh, coord)
     loading = LoadOptions(options.dtype, options.max_model_len)
-    weights = on_all(world, lambda: load_stage(store, kernels, plan, loading))
+    weights = on_all(replica, lambda: load_stage(store, kernels, plan, loading))
     head_bytes = kernels.kv_bytes(config.head_size, options.cache_dtype)
     block_bytes = kv_bytes_per_token(config, plan, head_bytes) * options.engine.block_size
-    mine = on_all(world, lambda: _possible_blocks(block_bytes, mesh, options))
+    mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
-    on_all(world, lambda: _check_blocks(num_blocks, block_bytes, options))
+    on_all(replica, lambda: _check_blocks(num_blocks, block_bytes, options))
     shape = CacheShape(num_blocks, options.engine.block_size, options.cache_dtype)
-    cache = on_all(world, lambda: _make_cache(kernels, config, plan, shape, num_blocks * block_bytes))
+    cache = on_all(replica, lambda: _make_cache(kernels, config, plan, shape, num_blocks * block_bytes))
     reducer = TreeReducer(tp_group, store.grains, kernels.empty)
     stage = Stage(config, plan, weights, kernels, reducer, cache=cache)
     sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
@@ -133,6 +143,40 @@ def build_replica(
     scheduler = Scheduler(limits, blocks, metrics)
     engine = Engine(scheduler, runner, metrics, debug_lockstep=options.engine.debug_lockstep)
     return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks)
+
+
+def join_replica(world: Collectives, mesh: Mesh) -> Collectives:
+    """Make the group of this rank's replica. Collective over the world."""
+    return world.split(mesh.coord(world.rank).dp, world.rank)
+
+
+def build_together(world: Collectives, build: Callable[[], T]) -> T:
+    """Build this rank's part of its replica; if one replica cannot be built, all ranks fail.
+
+    Collective over the world; `build` is collective over a part of it.
+    """
+    error: Exception | None = None
+    try:
+        replica = build()
+    except RankFailedError:
+        raise
+    except Exception as caught:
+        error = caught
+    settle(world, error)
+    return replica
+
+
+def needed_bytes(store: WeightSource, mesh: Mesh, options: ReplicaOptions) -> int:
+    """Estimate the bytes that each rank of a replica needs: weights, and the KV cache of one sequence.
+
+    Not collective.
+    """
+    config, layers = store.config, store.config.num_layers
+    attention = config.hidden_size * config.head_size * 2 * (config.num_heads + config.num_kv_heads)
+    weights = layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    weights += 2 * config.vocab_size * config.hidden_size
+    cache = 2 * layers * config.num_kv_heads * config.head_size * options.max_model_len
+    return 4 * (weights + cache) // mesh.replica_size
 
 
 def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> int:

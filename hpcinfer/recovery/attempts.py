@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from hpcinfer.agree import on_root
 from hpcinfer.errors import ConfigError
-from hpcinfer.recovery.durable import publish_bytes
+from hpcinfer.recovery.durable import list_names, publish_bytes
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.sidecar import JournalReader
@@ -21,7 +20,7 @@ MAX_ATTEMPT = 255  # one byte in the sidecar
 
 def current_attempt(paths: JobPaths) -> int:
     """Read the number of the latest attempt, 0 for the first. Not collective."""
-    return max((int(name) for name in os.listdir(paths.attempts) if name.isdigit()), default=0)
+    return max((int(name) for name in list_names(paths.attempts) if name.isdigit()), default=0)
 
 
 def open_attempt(paths: JobPaths, index: Index, group: Collectives, *, retry_errors: bool) -> int:

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections import deque
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,24 @@ class Claimer:
             np.subtract.at(self._remaining, self._block_of_rows[finished], 1)
         now = time.monotonic()
         self._next_poll, self._next_look = now + self._poll_s, now + 9 * (now - start)
+
+    def adopt(self, blocks: Iterable[int]) -> None:
+        """Take over blocks that ranks of this job work on, from their claimant that has died. Not collective."""
+        adopted = set(blocks)
+        self._takeable = deque(block for block in self._takeable if block not in adopted)
+        for block in sorted(adopted):
+            self._link(block, int(self._generations[block]) + 1)
+
+    def rest(self, blocks: Iterable[int], held: Set[int]) -> list[Claim]:
+        """Claims that this job has, for those rows of blocks that are neither finished nor `held`. Not collective."""
+        self.refresh()
+        claims = []
+        for block in blocks:
+            rows = self._unfinished_rows(block)
+            rows = rows[~np.isin(rows, list(held))]
+            if len(rows):
+                claims.append(Claim(block, int(self._generations[block]), self._attempt, rows))
+        return claims
 
     def is_complete(self) -> bool:
         """Whether all rows are finished, whoever did it. Not collective.

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcinfer.errors import JobDirectoryError
-from hpcinfer.recovery.durable import write_all
+from hpcinfer.errors import JobDirectoryError, StorageError
+from hpcinfer.recovery.durable import naming, write_all
 from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.patience import GONE, patiently, read_all
 from hpcinfer.recovery.sidecar import void_lines
 from hpcinfer.recovery.winners import Winners
 
@@ -33,18 +34,26 @@ def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> 
         JobDirectoryError: lines whose checksums are wrong. They count no more, so that the next start computes their
             rows again.
     """
+    damaged = patiently(lambda: _copy(paths, winners, target, offset), target, errors=GONE)
+    if damaged:
+        raise _give_up(paths, damaged)
+
+
+def _copy(paths: JobPaths, winners: Winners, target: Path, offset: int) -> Damaged:
+    """Write all lines and sync them; after a failure only writing all of them again makes them safe."""
     damaged: Damaged = {}
     descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
     try:
         for rows in _chunks(winners.entries["length"]):
             data = _gather(paths, winners, rows, damaged)
-            write_all(descriptor, data, offset)
+            with naming(target):
+                write_all(descriptor, data, offset)
             offset += len(data)
-        os.fsync(descriptor)
+        with naming(target):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if damaged:
-        raise _give_up(paths, damaged)
+    return damaged
 
 
 def _chunks(lengths: np.ndarray) -> Iterator[slice]:
@@ -91,24 +100,32 @@ def _copy_part(path: Path, entries: np.ndarray, starts: np.ndarray, target: byte
     with path.open("rb", buffering=0) as file:
         for run in _runs(windows):
             base = int(offsets[run.start])
-            data = memoryview(_read(file.fileno(), base, int(ends[run.stop - 1]) - base))
+            data = memoryview(read_all(file.fileno(), base, int(ends[run.stop - 1]) - base))
             places = zip((offsets[run] - base).tolist(), entries["length"][run].tolist(), entries["crc"][run].tolist(),
                          starts[run].tolist(), strict=True)
             for offset, length, crc, start in places:
                 line = data[offset:offset + length]
-                if len(line) == length and zlib.crc32(line) == crc:
+                if not _is_whole(line, length, crc):
+                    line = _read_anew(path, base + offset, length)
+                if _is_whole(line, length, crc):
                     target[start:start + length] = line
                 else:
                     damaged.append(base + offset)
     return damaged
 
 
-def _read(descriptor: int, offset: int, size_bytes: int) -> bytes:
-    pieces = []
-    while size_bytes and (piece := os.pread(descriptor, size_bytes, offset)):
-        pieces.append(piece)
-        offset, size_bytes = offset + len(piece), size_bytes - len(piece)
-    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+def _is_whole(line: memoryview, length: int, crc: int) -> bool:
+    return len(line) == length and zlib.crc32(line) == crc
+
+
+def _read_anew(path: Path, offset: int, length: int) -> memoryview:
+    """Read a line past what this node remembers of the file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+        return memoryview(read_all(descriptor, offset, length))
+    finally:
+        os.close(descriptor)
 
 
 def _give_up(paths: JobPaths, damaged: Damaged) -> JobDirectoryError:
@@ -116,7 +133,7 @@ def _give_up(paths: JobPaths, damaged: Damaged) -> JobDirectoryError:
     for part, offsets in damaged.items():
         try:
             void_lines(paths, part, offsets)
-        except OSError as error:  # who may only read: the job's own merge will find the same lines
+        except (OSError, StorageError) as error:  # who may only read: the job's own merge will find the same lines
             log.warning("cannot note that %d lines of %s are damaged: %s", len(offsets), part, error)
     part, offsets = next(iter(damaged.items()))
     return JobDirectoryError(f"{sum(map(len, damaged.values()))} finished lines are not what was written",

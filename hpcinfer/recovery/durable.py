@@ -4,11 +4,15 @@ import errno
 import glob
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcinfer.errors import JobDirectoryError
+from hpcinfer.recovery.patience import GONE, patiently
 
 _SUFFIX = ".tmp"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ABANDONED_S = 3600.0  # a temporary file that nobody wrote to for so long belongs to a job that was killed
 
 
@@ -22,6 +26,12 @@ def create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
+def close_quietly(descriptor: int) -> None:
+    """Close a file; what counts was synced."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
     """Write every byte, at `offset` or where the file stands."""
     view = memoryview(data)
@@ -31,6 +41,16 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
         offset = None if offset is None else offset + count
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file failed: an error of a descriptor does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
 def write_new(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write a file that must not exist yet; with `sync` it is durable on return, its name not yet.
 
@@ -38,11 +58,13 @@ def write_new(path: Path, data: bytes, *, sync: bool = True) -> None:
     """
     descriptor = create(path)
     try:
-        write_all(descriptor, data)
-        if sync:
-            os.fsync(descriptor)
+        with naming(path):
+            write_all(descriptor, data)
+            if sync:
+                os.fsync(descriptor)
     except BaseException:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         raise
     finally:
         os.close(descriptor)
@@ -76,42 +98,79 @@ def publish(temporary: Path, path: Path, *, sync: bool = True) -> bool:
         Whether it is our file that now has the name.
     """
     try:
+        is_ours = patiently(lambda: _link(temporary, path), path, errors=GONE)
+    finally:
+        with suppress(OSError):  # what is left is removed by later jobs
+            temporary.unlink()
+    if sync:
+        patiently(lambda: sync_directory(path.parent), path.parent, errors=GONE)
+    return is_ours
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    try:
         os.link(temporary, path)
-        is_ours = True
     except FileExistsError:
-        # NFS may repeat a link whose answer was lost: two links mean that the first one had worked.
-        is_ours = temporary.stat().st_nlink == 2
+        # The answer to a link that has worked may be lost, by NFS or before we tried again.
+        return os.path.samestat(os.stat(temporary), os.stat(path))
     except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         raise JobDirectoryError(f"cannot link: {error}", expected="a file system with hard links",
                                 where=str(path), hint="put the output on another file system") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    if sync:
-        sync_directory(path.parent)
-    return is_ours
+    return True
 
 
 def publish_bytes(path: Path, data: bytes, *, sync: bool = True) -> bool:
     """Write a file whole unless it exists; returns whether it is ours."""
-    temporary = temporary_path(path)
-    write_new(temporary, data, sync=sync)
-    return publish(temporary, path, sync=sync)
+    return publish(_write_temporary(path, data, sync=sync), path, sync=sync)
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
     """Write a file whole, in the place of whatever has its name."""
-    temporary = temporary_path(path)
-    write_new(temporary, data)
-    os.replace(temporary, path)
-    sync_directory(path.parent)
+    rename(_write_temporary(path, data, sync=True), path)
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, in the place of whatever has it; durable on return."""
+    status = patiently(lambda: os.stat(temporary), temporary, errors=GONE)
+    patiently(lambda: _rename(temporary, path, status), path, errors=GONE)
+    patiently(lambda: sync_directory(path.parent), path.parent, errors=GONE)
+
+
+def _rename(temporary: Path, path: Path, status: os.stat_result) -> None:
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        if not os.path.samestat(status, os.stat(path)):  # else it had worked, and the answer was lost
+            raise
+
+
+def _write_temporary(path: Path, data: bytes, *, sync: bool) -> Path:
+    """Write a new file each time: what a failed one holds nobody knows."""
+
+    def write() -> Path:
+        temporary = temporary_path(path)
+        write_new(temporary, data, sync=sync)
+        return temporary
+
+    return patiently(write, path, errors=GONE)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that may be there already, in one that is."""
+    patiently(lambda: path.mkdir(exist_ok=True), path, errors=GONE)
 
 
 def remove_abandoned(path: Path) -> None:
     """Delete temporary files of `path` that killed jobs left; only times that the file system wrote are compared."""
     probe = temporary_path(path)
     write_new(probe, b"", sync=False)
-    now = probe.stat().st_mtime
-    probe.unlink()
+    try:
+        now = probe.stat().st_mtime
+    finally:
+        with suppress(OSError):
+            probe.unlink()
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
         _remove_old(leftover, now)
 
@@ -121,6 +180,10 @@ def list_names(directory: Path) -> list[str]:
 
     They are old if the directory has changed for long after them: again, both times are the file system's.
     """
+    return patiently(lambda: _list_names(directory), directory, errors=GONE)
+
+
+def _list_names(directory: Path) -> list[str]:
     names = os.listdir(directory)
     leftovers = [name for name in names if name.startswith(".") and name.endswith(_SUFFIX)]
     now = directory.stat().st_mtime if leftovers else 0.0
@@ -133,5 +196,5 @@ def _remove_old(leftover: Path, now: float) -> None:
     try:
         if now - leftover.stat().st_mtime > _ABANDONED_S:
             leftover.unlink()
-    except FileNotFoundError:
-        pass  # another job was faster, or it has its name now
+    except (FileNotFoundError, PermissionError):
+        pass  # another job was faster, it has its name now, or it is somebody else's

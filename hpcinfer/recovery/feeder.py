@@ -10,10 +10,10 @@ from typing import NamedTuple
 from hpcinfer.data.completion import Choice, completion_record
 from hpcinfer.data.request import Prepared
 from hpcinfer.engine.request import Request
-from hpcinfer.recovery.dealing import Deal, DealClient, Dealer
+from hpcinfer.recovery.dealing import Deal
+from hpcinfer.recovery.desk import Desk
 from hpcinfer.recovery.rows import PrepareAhead, Refused, Row, RowSource
 from hpcinfer.recovery.writer_thread import WriterThread
-from hpcinfer.report.progress import Progress
 
 _IDLE_S = 0.01
 _NUM_AHEAD = 16  # rows that are prepared before they are wanted
@@ -40,19 +40,40 @@ class _Open(NamedTuple):
     deal: Deal
 
 
+@dataclass(frozen=True)
+class _Left:
+    """Rows of a block that are not finished."""
+
+    generation: int
+    rows: set[int] = field(default_factory=set)
+
+
 class Feeder:
     """Frontend of one replica over the job directory."""
 
     def __init__(
-        self, source: RowSource, rows: PrepareAhead, writer: WriterThread, client: DealClient,
-        dealer: Dealer | None = None, progress: Progress | None = None,
-    ) -> None:  # fmt: skip
-        self._source, self._rows, self._writer, self._client = source, rows, writer, client
-        self._dealer, self._progress = dealer, progress  # on the claimant only
+        self, source: RowSource, rows: PrepareAhead, writer: WriterThread, desk: Desk, counts: RowCounts
+    ) -> None:
+        self._source, self._rows, self._writer, self.desk = source, rows, writer, desk
         self._backlog: deque[tuple[int, Deal]] = deque()
         self._open: dict[int, _Open] = {}
-        self._num_left: Counter[int] = Counter()  # rows of a block that are not finished
-        self.counts = RowCounts()
+        self._left: dict[int, _Left] = {}  # by block
+        self.counts = counts
+
+    def adopt(self, requests: list[Request]) -> None:
+        """Take over rows that are in the engine already, from a leader that has died. Not collective."""
+        block_of = self._source.index.block_of_rows() if requests else ()
+        for request in requests:
+            prepared = self._source.prepare(request.row)
+            assert isinstance(prepared, Prepared), f"{request.row = } was served and is refused now"
+            deal = Deal(int(block_of[request.row]), request.generation, (request.row,))
+            self._open[request.row] = _Open(prepared, deal)
+            self._left.setdefault(deal.block, _Left(deal.generation)).rows.add(request.row)
+
+    def held(self) -> tuple[Deal, ...]:
+        """Rows that this leader works on; all that it has finished is durable when this returns. Not collective."""
+        self._writer.flush_now()
+        return tuple(Deal(block, left.generation, tuple(sorted(left.rows))) for block, left in self._left.items())
 
     def take(self, wanted: int) -> list[Request]:
         """Give up to `wanted` rows that are prepared, of the blocks that have come. Not collective."""
@@ -80,7 +101,7 @@ class Feeder:
 
     def is_exhausted(self) -> bool:
         """Whether the whole job is complete. Not collective."""
-        return self._client.is_ended and not self._backlog and not self._rows.num_open
+        return self.desk.is_ended and not self._backlog and not self._rows.num_open
 
     def is_stopping(self) -> bool:
         """Whether to end soon, with rows unfinished. Not collective."""
@@ -89,27 +110,18 @@ class Feeder:
     def wait(self) -> None:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
         self._writer.flush()
-        if self._dealer is not None:
-            self._dealer.claims.look()
+        self.desk.look()
         self._rows.wait(_IDLE_S)
-
-    def close(self) -> None:
-        """Stay until every leader knows that the job is complete. Not collective."""
-        if self._dealer is not None and self._progress is not None:
-            self._dealer.close()
-            self._progress.close(self._dealer.claims.num_done)
 
     def _turn(self, wanted: int) -> None:
         self._writer.check()
         num_coming = len(self._backlog) + self._rows.num_open
         if num_coming <= wanted:  # also when nothing is wanted yet: a block ahead of need
-            self._client.ask(max(1, wanted - num_coming))
-        if self._dealer is not None and self._progress is not None:
-            self._dealer.serve()
-            self._progress.update(self._dealer.claims.num_done)
-        for deal in self._client.poll():
-            self._num_left[deal.block] += len(deal.rows)
-            self._backlog.extend((row, deal) for row in deal.rows)
+            self.desk.ask(max(1, wanted - num_coming))
+        for deal in self.desk.turn(self.held):
+            left = self._left.setdefault(deal.block, _Left(deal.generation))
+            self._backlog.extend((row, deal) for row in deal.rows if row not in left.rows)
+            left.rows.update(deal.rows)
 
     def _open_row(self, ready: Row) -> Request | None:
         row, deal, content = ready
@@ -124,7 +136,8 @@ class Feeder:
     def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:
         self._writer.append(row, deal.generation, line, is_error=is_error)
         self.counts.rows += 1
-        self._num_left[deal.block] -= 1
-        if self._num_left[deal.block] == 0:
-            del self._num_left[deal.block]
+        left = self._left[deal.block].rows
+        left.discard(row)
+        if not left:
+            del self._left[deal.block]
             self._writer.maybe_flush(_BLOCK_FLUSH_S)

@@ -14,6 +14,7 @@ from hpcinfer.partition.split import split
 from hpcinfer.recovery.durable import publish, remove_abandoned, sync_file, temporary_path
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.order import work_order
+from hpcinfer.recovery.patience import AWAY, PatientFile, patiently
 from hpcinfer.recovery.scan import COLUMN_TYPES, RowScan, scan
 
 if TYPE_CHECKING:
@@ -33,21 +34,24 @@ class Span(NamedTuple):
 
 
 class Index:
-    """A read-only view of an index file; arrays are mapped, so that only what is touched takes memory."""
+    """A read-only view of an index file; only what is asked for is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        file = PatientFile(path)
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                version, self.input_bytes = int(file.attrs["format_version"]), int(file.attrs["input_bytes"])
-                arrays = {name: _mapped(path, file[name]) for name in _DATASETS}
+            with h5py.File(path, "r", locking=False) as tree:
+                version, self.input_bytes = int(tree.attrs["format_version"]), int(tree.attrs["input_bytes"])
+                columns = {name: _Column(file, tree[name]) for name in _DATASETS}
         except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in AWAY:
+                raise
             raise JobDirectoryError(f"the index cannot be read: {error}", where=str(path),
                                     hint="delete it: the next start builds it again") from error
         if version != FORMAT_VERSION:
             raise JobDirectoryError(f"index of version {version}", expected=str(FORMAT_VERSION), where=str(path))
-        self.offsets, self.lengths, self.hashes = (arrays[name] for name in _STORED)
-        self.order, self.block_starts = arrays["order"], arrays["block_starts"]
+        self._offsets, self._lengths, self._hashes = (columns[name] for name in _STORED)
+        self._order, self._block_starts = columns["order"], columns["block_starts"]
 
     @staticmethod
     def open(path: Path) -> Index:
@@ -56,37 +60,55 @@ class Index:
         Raises:
             JobDirectoryError: not there, or damaged.
         """
-        return Index(path)
+        return patiently(lambda: Index(path), path)
 
     @property
     def num_rows(self) -> int:
         """Rows of the input."""
-        return len(self.offsets)
+        return self._offsets.size
 
     @property
     def num_blocks(self) -> int:
         """Blocks of work."""
-        return len(self.block_starts) - 1
+        return self._block_starts.size - 1
 
     def block_rows(self, block: int) -> np.ndarray:
         """Rows of a block, in order of work. Not collective."""
-        start, stop = (int(position) for position in self.block_starts[block:block + 2])
-        return self.order[start:stop].astype(np.int64)
+        start, stop = self._block_starts.read(block, block + 2).tolist()
+        return self._order.read(start, stop).astype(np.int64)
 
     def block_of_rows(self) -> np.ndarray:
         """Block of each row (uint32, a new array). Not collective."""
         blocks = np.empty(self.num_rows, np.uint32)
-        sizes = np.diff(self.block_starts).astype(np.int64)
-        blocks[self.order] = np.repeat(np.arange(self.num_blocks, dtype=np.uint32), sizes)
+        sizes = np.diff(self._block_starts.read(0, self._block_starts.size)).astype(np.int64)
+        blocks[self._order.read(0, self.num_rows)] = np.repeat(np.arange(self.num_blocks, dtype=np.uint32), sizes)
         return blocks
 
     def span(self, row: int) -> Span:
         """Place of a row in the input. Not collective."""
-        return Span(int(self.offsets[row]), int(self.lengths[row]))
+        return Span(self._offsets.item(row), self._lengths.item(row))
 
     def content_hash(self, row: int) -> int:
         """Hash of the row when the index was built; compare with `scan.content_hash`. Not collective."""
-        return int(self.hashes[row])
+        return self._hashes.item(row)
+
+
+class _Column:
+    """An array of the file, read by position: a mapping would kill the process when the file system is away."""
+
+    def __init__(self, file: PatientFile, dataset: h5py.Dataset) -> None:
+        self._file, self._start = file, dataset.id.get_offset()
+        self._dtype, self.size = dataset.dtype, len(dataset)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read some consecutive values."""
+        item_bytes = self._dtype.itemsize
+        return np.frombuffer(self._file.read(self._start + start * item_bytes, (stop - start) * item_bytes),
+                             self._dtype)
+
+    def item(self, position: int) -> int:
+        """Read one value."""
+        return int(self.read(position, position + 1)[0])
 
 
 def build_index(paths: JobPaths, input_file: Path, kind: str, group: Collectives) -> Index:
@@ -166,7 +188,3 @@ def _collect(targets: RowScan, columns: list[np.ndarray], counts: list[int], gro
         for name, target in targets._asdict().items():
             target[start:start + count] = np.frombuffer(group.receive_bytes(peer, _TAG), COLUMN_TYPES[name])
         start += count
-
-
-def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    return np.memmap(path, dataset.dtype, "r", dataset.id.get_offset(), dataset.shape)

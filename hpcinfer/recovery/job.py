@@ -56,6 +56,10 @@ def check_job_options(options: JobOptions) -> None:
         raise ConfigError("--input and --output are the same file", where=options.input)
     if not 0 < options.lease_timeout < math.inf:
         raise ConfigError(f"--lease-timeout {options.lease_timeout}", expected="seconds, more than 0")
+    if not options.hang_timeout >= 0:
+        raise ConfigError(f"--hang-timeout {options.hang_timeout}", expected="seconds, or 0 for never")
+    if not 0 <= options.stop_margin < math.inf:
+        raise ConfigError(f"--stop-margin {options.stop_margin}", expected="seconds, 0 or more")
     try:
         datetime.date.fromisoformat(options.template_date or "2000-01-01")
     except ValueError:

@@ -60,9 +60,46 @@ class JobPaths:
         return self.root / "attempts"
 
     @property
+    def snapshots(self) -> Path:
+        """Sequences that were stopped in the middle."""
+        return self.root / "snapshots"
+
+    @property
+    def claimants(self) -> Path:
+        """Who claims for an MPI job whose first claimant has died; made when a job begins that can lose ranks."""
+        return self.root / "claimants"
+
+    @property
     def complete(self) -> Path:
         """What the last merge wrote."""
         return self.root / "complete.json"
+
+    @property
+    def inflight(self) -> Path:
+        """What each replica computes right now; made when a replica begins."""
+        return self.root / "inflight"
+
+    @property
+    def deaths(self) -> Path:
+        """A file per death of a replica; made at the first."""
+        return self.root / "deaths"
+
+    @property
+    def hangs(self) -> Path:
+        """Who waited for whom when a rank hung; made at the first hang."""
+        return self.root / "hangs"
+
+    def inflight_rows(self, replica: str) -> Path:
+        """Rows in flight of a replica."""
+        return self.inflight / f"{replica}.rows"
+
+    def inflight_crash(self, replica: str) -> Path:
+        """Why ranks of a replica ended."""
+        return self.inflight / f"{replica}.crash"
+
+    def death(self, name: str) -> Path:
+        """The record of a death."""
+        return self.deaths / f"{name}.json"
 
     def part_data(self, part: str) -> Path:
         """Lines of a part."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.agree import on_root
+from hpcinfer.agree import on_all, on_root
 from hpcinfer.errors import JobDirectoryError, ManifestError
 from hpcinfer.recovery.durable import publish_bytes
 from hpcinfer.recovery.layout import JobPaths
@@ -36,8 +37,26 @@ def open_manifest(paths: JobPaths, values: Manifest, group: Collectives,
 
     Raises:
         ManifestError: the job directory belongs to another job; every difference is named.
+        JobDirectoryError: the job directory is there and cannot be written.
     """
-    return json.loads(on_root(group, lambda: _open(paths, values, pinned or {})))
+    manifest: Manifest = json.loads(on_root(group, lambda: _open(paths, values, pinned or {})))
+    on_all(group, lambda: _share_files(paths))
+    return manifest
+
+
+def _share_files(paths: JobPaths) -> None:
+    """Let those who may use the job directory use what this process makes inside, whatever its umask."""
+    umask = os.umask(0o077)
+    os.umask(umask & ~(paths.root.stat().st_mode & 0o077))
+
+
+def _require_writable(paths: JobPaths) -> None:
+    """Find out before the model is loaded."""
+    for directory in (paths.root, paths.claims, paths.leases, paths.parts):
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise JobDirectoryError("the job directory cannot be written", where=str(directory),
+                                    hint="is the file system mounted read-only? To let a group help, its owner says "
+                                         f"umask 002 before the first start, or later: chmod -R g+w {paths.root}")
 
 
 def read_manifest(paths: JobPaths) -> Manifest:
@@ -53,6 +72,8 @@ def _open(paths: JobPaths, values: Manifest, pinned: Mapping[str, Any]) -> bytes
     data = paths.manifest.read_bytes()
     stored = _parse(paths, data)
     _compare(paths, wanted, stored, {key for key in pinned if _get(wanted, key) is None})
+    if not paths.complete.exists():
+        _require_writable(paths)
     return data
 
 

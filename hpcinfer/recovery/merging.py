@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,9 +15,11 @@ from hpcinfer.errors import JobDirectoryError
 from hpcinfer.partition.split import split
 from hpcinfer.recovery.attempts import current_attempt
 from hpcinfer.recovery.copying import copy_lines
-from hpcinfer.recovery.durable import create, remove_abandoned, replace_bytes, sync_directory, temporary_path
+from hpcinfer.recovery.durable import create, naming, remove_abandoned, rename, replace_bytes, temporary_path
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.patience import patiently
+from hpcinfer.recovery.sidecar import JournalReader
 from hpcinfer.recovery.winners import Winners
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CACHES_S = 90.0  # longer than shared file systems remember sizes and names (NFS: at most 60 s)
+_POLL_S = 0.5
 _MAX_MERGERS = 64  # ranks that take part; each of them reads all sidecars
 
 
@@ -39,10 +45,15 @@ class MergeReport(NamedTuple):
     attempt: int
 
 
-def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = False) -> MergeReport:
+def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = False,
+          patience_s: float = 0.0) -> MergeReport:
     """Write all lines in input order; with `partial`, those that are finished.
 
     Collective over the group. Can be repeated; a killed merge leaves nothing that looks like an output.
+
+    Args:
+        patience_s: how long rows that are missing are waited for. Who knows that the job is complete gives
+            `CACHES_S`: a node may see other nodes' files as they were before.
 
     Raises:
         JobDirectoryError: rows are not finished in the current attempt (without `partial`), or lines in parts are
@@ -50,8 +61,8 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
     """
     attempt = int(on_root(group, lambda: str(current_attempt(paths)).encode()))
     num_rows = on_all(group, lambda: Index.open(paths.index).num_rows)
-    winners = on_all(group, lambda: Winners.collect(paths, _share(num_rows, group), attempt))
-    report, offset = _add_up(winners, num_rows, attempt, group)
+    winners = Winners(_share(num_rows, group), attempt)
+    report, offset = _collect(JournalReader(paths), winners, num_rows, group, 0.0 if partial else patience_s)
     if not partial:
         on_all(group, lambda: _require_all(report, paths))
     target = Path(os.path.realpath(output))  # of a link the file that it names, which may lie elsewhere
@@ -63,7 +74,8 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
             on_root(group, lambda: _complete(paths, report))
     finally:
         if group.rank == 0:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left is removed by later merges
+                temporary.unlink()
     if group.rank == 0 and report.num_conflicts:
         log.warning("%d rows were computed twice with different results: a bug or a broken machine",
                     report.num_conflicts)
@@ -89,14 +101,27 @@ def _share(num_rows: int, group: Collectives) -> range:
     return split(num_rows, num_mergers)[group.rank] if group.rank < num_mergers else range(0)
 
 
-def _add_up(winners: Winners, num_rows: int, attempt: int, group: Collectives) -> tuple[MergeReport, int]:
+def _collect(reader: JournalReader, winners: Winners, num_rows: int, group: Collectives,
+             patience_s: float) -> tuple[MergeReport, int]:
+    """Read the journal, more than once while rows are missing and there is patience."""
+    end = time.monotonic() + patience_s
+    while True:
+        on_all(group, lambda: winners.read(reader))
+        report, offset = _add_up(winners, num_rows, group)
+        if report.num_unfinished == 0 or not on_root(group, lambda: b"1" if time.monotonic() < end else b""):
+            return report, offset
+        log.debug("%d rows cannot be seen yet", report.num_unfinished)
+        time.sleep(_POLL_S)
+
+
+def _add_up(winners: Winners, num_rows: int, group: Collectives) -> tuple[MergeReport, int]:
     """Sum what the ranks found, and place this rank's bytes after those of the ranks before it."""
     own = (winners.num_done, winners.num_failed, winners.size_bytes, winners.num_overlaps, winners.num_conflicts,
            winners.num_unfinished)
     found = [json.loads(item) for item in group.all_gather_bytes(json.dumps(own).encode())]
     totals = [sum(column) for column in zip(*found, strict=True)]
     offset = sum(item[2] for item in found[:group.rank])
-    return MergeReport._make((num_rows, *totals, attempt)), offset
+    return MergeReport._make((num_rows, *totals, winners.attempt)), offset
 
 
 def _require_all(report: MergeReport, paths: JobPaths) -> None:
@@ -108,20 +133,27 @@ def _require_all(report: MergeReport, paths: JobPaths) -> None:
 
 
 def _create(output: Path, size_bytes: int) -> bytes:
+    return os.fsencode(patiently(lambda: _new_file(output, size_bytes), output))
+
+
+def _new_file(output: Path, size_bytes: int) -> Path:
     remove_abandoned(output)
     temporary = temporary_path(output)
     descriptor = create(temporary)
     try:
-        os.ftruncate(descriptor, size_bytes)
+        with naming(temporary):
+            os.ftruncate(descriptor, size_bytes)
+    except OSError:
+        temporary.unlink()
+        raise
     finally:
         os.close(descriptor)
-    return os.fsencode(temporary)
+    return temporary
 
 
 def _finish(temporary: Path, target: Path) -> bytes:
     """Give the output its name."""
-    os.replace(temporary, target)
-    sync_directory(target.parent)
+    rename(temporary, target)
     return b""
 
 

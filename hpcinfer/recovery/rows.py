@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,7 @@ from hpcinfer.data.request import Prepared
 from hpcinfer.errors import JobDirectoryError, RequestError
 from hpcinfer.recovery.dealing import Deal
 from hpcinfer.recovery.index import Index
+from hpcinfer.recovery.patience import patiently
 from hpcinfer.recovery.scan import content_hash
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class RowSource:
             JobDirectoryError: it is not what it was when the index was built.
         """
         offset, length = self.index.span(row)
-        line = os.pread(self.file.fileno(), length, offset)
+        line = patiently(lambda: os.pread(self.file.fileno(), length, offset), Path(self.file.name))
         if content_hash(line) != self.index.content_hash(row):
             raise JobDirectoryError(
                 f"row {row} of the input has changed",

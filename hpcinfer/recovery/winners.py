@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.sidecar import ENTRY, IS_ERROR, JournalReader, PartEntries
 from hpcinfer.recovery.states import RowStates
 
@@ -11,7 +10,12 @@ class Winners:
     """Journal entries of the lines that count, for the rows of a range; 38 bytes a row."""
 
     def __init__(self, rows: range, attempt: int) -> None:
-        self.rows = rows
+        """Begin with no line.
+
+        Args:
+            attempt: the current one; errors of earlier attempts are unfinished rows.
+        """
+        self.rows, self.attempt = rows, attempt
         self._states = RowStates(len(rows), attempt)  # of the rows as if the range began at 0
         self.entries = np.zeros(len(rows), ENTRY)  # length 0: no line yet
         self.part_ids = np.zeros(len(rows), np.uint32)  # into parts
@@ -19,17 +23,10 @@ class Winners:
         self.num_overlaps = 0  # lines written again with the same bytes
         self.num_conflicts = 0  # lines written again with other bytes: a bug or a broken machine
 
-    @staticmethod
-    def collect(paths: JobPaths, rows: range, attempt: int) -> "Winners":
-        """Read the whole journal, keep what concerns `rows`. Not collective.
-
-        Args:
-            attempt: the current one; errors of earlier attempts are unfinished rows.
-        """
-        winners = Winners(rows, attempt)
-        for part_entries in JournalReader(paths).read():
-            winners.add(part_entries)
-        return winners
+    def read(self, reader: JournalReader) -> None:
+        """Take in all that is new in the journal. Not collective."""
+        for part_entries in reader.read():
+            self.add(part_entries)
 
     @property
     def num_done(self) -> int:

@@ -43,6 +43,18 @@ class WriterThread:
             self._will_flush.set()
             self._call(self._flush)
 
+    def flush_now(self) -> None:
+        """Return when all that was appended so far is durable. Not collective.
+
+        Raises:
+            JobDirectoryError: the lines cannot be stored.
+        """
+        is_done = threading.Event()
+        self._call(self._writer.flush)
+        self._call(is_done.set)
+        while not is_done.wait(_POLL_S):
+            self.check()
+
     def check(self) -> None:
         """Raise the error that has ended the thread's work, if there is one. Not collective.
 
@@ -89,6 +101,7 @@ class WriterThread:
         """Wait for the thread; the part writer's own end flushes the rest, unless the loop has failed."""
         if error is not None:
             self._error = self._error or error
+            self._writer.give_up()
         self._calls.put(None)
         self._thread.join()
         if error is None:

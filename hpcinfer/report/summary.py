@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hpcinfer.report.slow_ranks import paces, slow_ranks
 from hpcinfer.units import format_bytes, format_seconds
 
 _COMMON = ("temperature", "top_p", "max_tokens")
@@ -25,7 +26,7 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
 
     Args:
         run: of the whole run: mesh, seconds by phase, rows of the output.
-        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens.
+        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens; place, share and kernels, if known.
     """
     tokens, seconds = merge_counts(ranks, "tokens"), run["seconds"]["run"]
     rate = tokens["output"] / seconds if seconds else 0.0
@@ -57,7 +58,7 @@ def _warnings(ranks: list[dict[str, Any]], run: dict[str, Any]) -> list[str]:
             f"warning   {num_cut} of {num_choices} completions were cut at the default max_tokens"
             f" ({run['sampling']['max_tokens']}); raise --max-tokens if they should end by themselves"
         )
-    return warnings
+    return warnings + [f"warning   {slow}" for slow in slow_ranks(paces(ranks))]
 
 
 def _defaults(run: dict[str, Any]) -> str:

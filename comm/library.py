@@ -1,0 +1,59 @@
+"""Which MPI library is loaded here, how its messages travel, and whether it can outlive a dead rank."""
+
+import ctypes
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_FT_SWITCH = "OMPI_MCA_mpi_ft_enable"  # what `mpiexec --with-ft ulfm` sets for its ranks
+_SELECTED = "mca_pml_base_selected_component"  # of libmpi: the component that moves all messages
+_PROJECT, _TYPE, _NAME = slice(12, 28), slice(40, 72), slice(84, 148)  # of that struct, as Open MPI 4 and 5 lay it out
+
+
+class MpiLibrary(NamedTuple):
+    """The MPI library of this process."""
+
+    name: str  # as "Open MPI 5.0.11"; "" if none can be loaded
+    problem: str = ""  # why none can be loaded
+    transport: str = ""  # of Open MPI: ucx, cm or ob1; "" if unknown, or if MPI was not started
+    has_fault_tolerance: bool = False  # ranks go on when one dies
+
+
+def describe_library(*, is_started: bool) -> MpiLibrary:
+    """Describe the MPI library that mpi4py loads.
+
+    Not collective.
+
+    Args:
+        is_started: whether MPI runs in this process; if not, it is loaded, but not started.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = is_started
+        mpi4py.rc.finalize = is_started
+        from mpi4py import MPI
+
+        vendor, numbers = MPI.get_vendor()
+        text = MPI.Get_library_version()
+    except (ImportError, RuntimeError) as error:
+        return MpiLibrary("", " ".join(str(error).split()))
+    name = f"{vendor} {'.'.join(map(str, numbers))}" if vendor != "unknown" else text.splitlines()[0].strip()
+    return MpiLibrary(name, transport=_transport() if is_started else "", has_fault_tolerance=is_fault_tolerant())
+
+
+def is_fault_tolerant() -> bool:
+    """Whether the launcher has asked Open MPI to outlive dead ranks. Not collective."""
+    return os.environ.get(_FT_SWITCH, "").lower() in ("1", "true", "t", "yes", "enabled")
+
+
+def _transport() -> str:
+    """Name of Open MPI's messaging component: the library tells it nowhere but in its own memory."""
+    try:
+        paths = re.findall(r"(/\S*/libmpi\.so\S*)", Path("/proc/self/maps").read_text())
+        component = bytes((ctypes.c_char * 148).in_dll(ctypes.CDLL(paths[0]), _SELECTED))
+    except (OSError, ValueError, IndexError):
+        return ""
+    project, kind, name = (component[part].split(b"\0")[0] for part in (_PROJECT, _TYPE, _NAME))
+    return name.decode() if (project, kind) == (b"ompi", b"pml") else ""

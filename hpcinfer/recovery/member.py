@@ -1,0 +1,304 @@
+"""A rank's life in a job: member of a replica, survivor of it, spare rank, member of another one.
+
+    serve ──death──> regroup ──> serve on what is left     (a follower may have become the leader)
+                        │
+                        └──> spare ──invited──> serve      (left out of a smaller mesh, or kept warm from the start)
+
+Only the ranks of the replica that was hit take part. Where the MPI is not fault tolerant nothing here but `serve`
+happens: the launcher ends the job at the first death.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, found, regroup
+from hpcinfer.comm.tolerant import TolerantGroup
+from hpcinfer.engine.leader import Leader
+from hpcinfer.engine.outputs import Outputs
+from hpcinfer.engine.replica import Replica, needed_bytes
+from hpcinfer.engine.request import Request
+from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedError
+from hpcinfer.partition.layout import smaller_meshes
+from hpcinfer.partition.mesh import Mesh
+from hpcinfer.recovery.dealing import Roster
+from hpcinfer.recovery.desk import Desk, Office
+from hpcinfer.recovery.feeder import Feeder, RowCounts
+from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.recovery.leases import incarnation_name
+from hpcinfer.recovery.rows import PrepareAhead, RowSource
+from hpcinfer.recovery.serve import Serving, place_of, rank_report
+from hpcinfer.recovery.sidecar import rows_of_part
+from hpcinfer.recovery.spares import Spares
+from hpcinfer.recovery.state import State, free_memory, observe
+from hpcinfer.recovery.writer_thread import WriterThread
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.mpi import MpiGroup
+
+log = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What a replica is after it has regrouped."""
+
+    replica: int
+    pp: int
+    tp: int
+
+    @property
+    def mesh(self) -> Mesh:
+        """Of the replica."""
+        return Mesh(1, self.pp, self.tp)
+
+    def to_bytes(self) -> bytes:
+        """Encode."""
+        return json.dumps(self).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Plan:
+        """Decode what `to_bytes` made."""
+        return Plan(*json.loads(data))
+
+
+class Member:
+    """One rank, from the loaded model to the end of the job."""
+
+    def __init__(self, serving: Serving, line: MpiGroup | None) -> None:
+        """Take the place that the layout gives.
+
+        Args:
+            serving: what is served.
+            line: all ranks, where they may die; the same as `serving.mail`. None where they may not.
+        """
+        self._serving, self._line, self._rank = serving, line, serving.mail.rank
+        layout = serving.layout
+        places = [(i, replica) for i, replica in enumerate(layout.replicas) if self._rank in replica.members]
+        self._view = View(1, places[0][1].members if places else ())
+        self._plan = Plan(places[0][0], places[0][1].mesh.pp, places[0][1].mesh.tp) if places else Plan(-1, 1, 1)
+        self._spares = Spares(serving.mail, layout.spares)
+        self._office = Office(
+            serving.mail, serving.job, serving.election, serving.lease_timeout_s,
+            tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
+            self._spares.is_idle, self._found,
+        )  # fmt: skip
+        self._state = State(0, 0, ())
+        self._feeder: Feeder | None = None  # while this rank leads
+        self._desk: Desk | None = None  # since it has led for the first time
+        self._counts = RowCounts()
+        self._part = ""  # of its finished rows
+        self._place: dict[str, Any] = {}
+        self._recoveries: list[dict[str, Any]] = []
+
+    def run(self, replica: Replica | None) -> dict[str, Any]:
+        """Serve until the job is complete.
+
+        Collective over the world, as far as it lives.
+
+        Args:
+            replica: this rank's part, loaded; None on a spare rank, and where a member has died while it was loaded.
+
+        Returns:
+            The report of this rank.
+        """
+        with ExitStack() as stack:
+            try:
+                self._live(replica, stack)
+            except RevokedError:
+                log.debug("rank %d: the others have come to the end", self._rank)
+        if self._desk is not None:
+            self._desk.release()
+        metrics = self._serving.options.metrics
+        report = rank_report(self._place, self._serving.kernels, metrics, self._counts)
+        return {**report, "recoveries": self._recoveries}
+
+    def _live(self, replica: Replica | None, stack: ExitStack) -> None:
+        while True:
+            if self._rank not in self._view.members and not self._wait_as_spare():
+                return self._leave()
+            try:
+                replica = replica or self._build()
+                if replica is not None:
+                    self._serve(replica, stack)
+                    return self._leave()
+            except RevokedError:
+                raise
+            except RankFailedError as error:
+                self._regroup(replica, error)
+            replica = None
+
+    def _leave(self) -> None:
+        """The whole job has ended: nobody needs to wait for anybody."""
+        if self._line is not None:
+            self._line.revoke()
+
+    def _wait_as_spare(self) -> bool:
+        """Wait until a replica needs this rank; False when the job has ended. A claimant only claims and deals on."""
+        assert self._line is not None, f"{self._rank = } has no place in {self._view}"
+        pause = self._line.pause()
+        while self._desk is not None and self._desk.is_claimant:
+            self._desk.turn(tuple)
+            if self._desk.is_complete:
+                self._desk.close()
+                return False
+            pause()
+        while (view := answer_invitation(self._line, self._view.epoch) or self._found_myself()) is None:
+            pause()
+        self._view, self._plan, self._state = view, Plan.from_bytes(view.plan), State(0, 0, ())
+        log.info("rank %d joins replica %d", self._rank, self._plan.replica)
+        return True
+
+    def _build(self) -> Replica | None:
+        """Load this rank's part of its replica; None if the replica is given up."""
+        start = time.perf_counter()
+        try:
+            replica = self._serving.build(self._group(), self._plan.mesh)
+        except HpcInferError as error:
+            if isinstance(error, RankFailedError) or error.exit_code != EXIT_USAGE:
+                raise
+            self._dissolve(error)
+            return None
+        self._note(refill_s=time.perf_counter() - start)
+        return replica
+
+    def _group(self) -> TolerantGroup:
+        assert self._line is not None
+        return TolerantGroup(self._line, self._view.members, self._view.epoch)
+
+    def _serve(self, replica: Replica, stack: ExitStack) -> None:
+        """Run the loop to the end of the job. Collective over the replica."""
+        self._place = place_of(replica)
+        leader = self._lead(replica, stack) if replica.is_leader else None
+        group = replica.runner.pipeline.replica
+        if self._line is not None:
+            self._part = group.broadcast_bytes(self._part.encode() if leader else None).decode()
+        try:
+            replica.engine.run(leader)
+        finally:
+            if leader is not None:
+                self._note(first_token_time=leader.first_token_time)
+        if self._desk is not None:
+            self._desk.close()
+
+    def _lead(self, replica: Replica, stack: ExitStack) -> Leader:
+        """Open what a leader needs, or go on with it."""
+        roster = Roster(self._plan.replica, self._view.members)
+        requests = self._unfinished()
+        if self._feeder is not None:
+            self._feeder.desk.report(roster)
+        else:
+            self._feeder = self._open_feeder(roster, stack)
+            if self._view.epoch > 1:
+                self._feeder.adopt(requests)
+                self._feeder.desk.report(roster._replace(held=self._feeder.held()))
+        outputs = Outputs(self._serving.preparer.tokenizer, replica.runner.eos_ids)
+        leader = Leader(replica.scheduler, outputs, self._feeder, replica.runner)
+        leader.resume(requests)
+        return leader
+
+    def _unfinished(self) -> list[Request]:
+        """Requests to go on with; a leader that has died may have finished some that its followers do not know of."""
+        if self._feeder is not None or not self._state.part:
+            return list(self._state.requests)
+        job = self._serving.job
+        finished = rows_of_part(job.paths, self._state.part, job.attempt)
+        return [request for request in self._state.requests if request.row not in finished]
+
+    def _open_feeder(self, roster: Roster, stack: ExitStack) -> Feeder:
+        serving, job = self._serving, self._serving.job
+        self._part = incarnation_name()
+        part = stack.enter_context(PartWriter(job.paths, self._part, job.attempt))
+        writer = stack.enter_context(WriterThread(part))
+        file = stack.enter_context(job.input_path.open("rb"))
+        source = RowSource(file, job.index, serving.preparer, serving.model_name)
+        rows = stack.enter_context(PrepareAhead(source))
+        if self._desk is None:
+            self._desk = Desk(self._office, roster)
+        if self._view.epoch == 1 and self._rank == serving.election.term.rank:
+            self._desk.open()
+        return Feeder(source, rows, writer, self._desk, self._counts)
+
+    def _regroup(self, replica: Replica | None, error: RankFailedError) -> None:
+        """Agree with the other survivors on how to go on. Collective over the survivors."""
+        assert self._line is not None
+        found_time, start = time.time(), time.perf_counter()
+        old = self._view
+        self._state = observe(replica, old.epoch, self._part, self._state)
+        offer = replace(self._state, free_bytes=free_memory()).to_bytes()
+        self._view = regroup(self._line, old, offer, self._decide)
+        agree_s = time.perf_counter() - start
+        if self._rank not in self._view.members:
+            self._spares.announce()
+            return
+        self._plan = Plan.from_bytes(self._view.plan)
+        self._recoveries.append({
+            "replica": self._plan.replica, "cause": error.found, "found_time": found_time, "agree_s": agree_s,
+            "members": len(self._view.members), "mesh": str(self._plan.mesh),
+        })  # fmt: skip
+        if self._rank == self._view.members[0]:
+            log.warning("replica %d: %s; %d ranks go on as pp=%d tp=%d", self._plan.replica, error.found,
+                        len(self._view.members), self._plan.pp, self._plan.tp)  # fmt: skip
+
+    def _decide(self, offers: Offers, guests: Guests) -> Decision:
+        """Choose members and mesh, on the coordinator: the new leader."""
+        states = [State.from_bytes(offer) for offer in offers.values() if offer]
+        self._state = max(states, key=lambda state: state.progress)
+        size = self._serving.layout.replicas[self._plan.replica].mesh.replica_size
+        members = [*offers, *guests.invite(self._spares.known(), size - len(offers))]
+        self._spares.forget(members)
+        free_bytes = min(state.free_bytes for state in states)
+        meshes = smaller_meshes(self._plan.mesh, min(size, len(members)), self._serving.limits)
+        serving = self._serving
+        fitting = [mesh for mesh in meshes if needed_bytes(serving.store, mesh, serving.options) <= free_bytes]
+        mesh = (fitting or meshes)[0]
+        plan = Plan(self._plan.replica, mesh.pp, mesh.tp)
+        return Decision(tuple(members[: mesh.replica_size]), plan.to_bytes())
+
+    def _dissolve(self, error: HpcInferError) -> None:
+        """Give the replica up: its ranks become spare ones, its rows go to other replicas."""
+        others = set(range(self._serving.mail.size)) - set(self._view.members) - self._serving.mail.failed()
+        if all(self._spares.is_idle(rank) for rank in others):
+            raise error
+        log.warning("replica %d is given up: %s", self._plan.replica, error.found)
+        if self._desk is not None:
+            self._desk.report(Roster(self._plan.replica, (), ()))
+        self._feeder = None
+        self._view = self._view._replace(members=())
+        self._spares.announce()
+
+    def _found(self, lost: Roster) -> None:
+        """Have spare ranks found a replica anew none of whose ranks is left. On the claimant."""
+        if self._line is None:
+            return
+        size = self._serving.layout.replicas[lost.replica].mesh.replica_size
+        view = found(self._line, self._spares.known(), size, lambda members: self._founding(lost.replica, members))
+        log.warning("replica %d is lost%s", lost.replica, "" if view is None else "; spare ranks take its place")
+        if view is not None:
+            self._spares.forget(view.members)
+
+    def _found_myself(self) -> View | None:
+        """Found the first replica anew when only spare ranks are left, on the lowest of them."""
+        assert self._line is not None
+        living = [rank for rank in range(self._line.size) if rank not in self._line.failed()]
+        if living[0] != self._rank or not all(rank == self._rank or self._spares.is_idle(rank) for rank in living):
+            return None
+        log.warning("all replicas are lost; spare ranks go on")
+        size = self._serving.layout.replicas[0].mesh.replica_size
+        return found(self._line, living[1:], size, lambda members: self._founding(0, members), host=self._view)
+
+    def _founding(self, replica: int, members: Sequence[int]) -> Decision:
+        """Choose the mesh of a replica of spare ranks."""
+        before = self._serving.layout.replicas[replica].mesh
+        mesh = smaller_meshes(before, len(members), self._serving.limits)[0]
+        return Decision(tuple(members[: mesh.replica_size]), Plan(replica, mesh.pp, mesh.tp).to_bytes())
+
+    def _note(self, **facts: float | None) -> None:
+        """Add to what is known of the last recovery."""
+        if self._recoveries:
+            self._recoveries[-1].update(facts)
