@@ -105,7 +105,7 @@ class Feeder:
 
     def is_stopping(self) -> bool:
         """Whether to end soon, with rows unfinished. Not collective."""
-        return False
+        return self.desk.is_stopped
 
     def wait(self) -> None:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
