@@ -26,6 +26,7 @@ class Engine:
         self._debug_lockstep = debug_lockstep
         self._step = 0
         self.num_records = 0  # that were applied
+        self.is_stopped = False  # before its end, by the leader's frontend
 
     def run(self, leader: Leader | None) -> None:
         """Serve requests until there are no more, or until the leader's frontend stops.
@@ -38,13 +39,14 @@ class Engine:
         while not (record := self._exchange(leader)).is_last:
             self._apply(record, leader)
             with self._metrics.phase("scheduling"):
-                works = self._scheduler.schedule()
+                works = self._scheduler.schedule(record.num_tokens)
                 batch = build_batch(works, self._scheduler.blocks.block_size) if works else None
             self._in_flight.append(batch)
             self._metrics.peak("micro_batches", sum(b is not None for b in self._in_flight))
             if batch is not None:
                 self._runner.forward(batch)
             self._step += 1
+        self.is_stopped = record.num_tokens == 0
         self._pipeline.flush()
 
     def _exchange(self, leader: Leader | None) -> StepRecord:
@@ -68,7 +70,6 @@ class Engine:
             for work, token_id, finish in zip(works, record.token_ids, record.finishes, strict=True):
                 self._scheduler.commit(work, None if token_id == NO_TOKEN else token_id, finish)
             self.num_records += 1
-            self._scheduler.is_draining = record.is_draining
             for request in record.requests:
                 sequences = self._scheduler.add(request)
                 if leader is not None:

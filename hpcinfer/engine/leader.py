@@ -6,12 +6,15 @@ from collections import deque
 from hpcinfer.engine.batch import Batch
 from hpcinfer.engine.frontend import Frontend
 from hpcinfer.engine.outputs import Outputs
-from hpcinfer.engine.record import NO_TOKEN, StepRecord
+from hpcinfer.engine.record import NO_TOKEN, UNBOUNDED, StepRecord
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.runner import Runner
 from hpcinfer.engine.sampler import RowResult, decode_results
 from hpcinfer.engine.scheduler import Scheduler, Work
 from hpcinfer.engine.sequence import Finish
+from hpcinfer.report.metrics import IDLE
+
+_FIRST_TOKENS = 64
 
 
 class Leader:
@@ -21,10 +24,12 @@ class Leader:
         self._scheduler, self.outputs, self._frontend = scheduler, outputs, frontend
         self._pipeline, self._metrics = runner.pipeline, runner.metrics
         self._resumed: list[Request] = []
+        self._is_resumed = False
         self.first_token_time: float | None = None  # seconds since the epoch; for reports
 
     def resume(self, requests: list[Request]) -> None:
         """Begin with these, whatever the limits: an earlier engine has admitted them."""
+        self._is_resumed = bool(requests)
         self._resumed = sorted(requests, key=lambda request: len(request.prompt_ids) + sum(map(len, request.resumed)))
 
     def write(self, step: int, in_flight: deque[Batch | None], digest: bytes) -> StepRecord:
@@ -32,19 +37,30 @@ class Leader:
         oldest = in_flight[0]
         verdicts = self._verdicts(oldest) if oldest is not None else []
         num_ending = sum(finish is not Finish.NONE for _, finish in verdicts)
-        with self._metrics.phase("input and output"):
-            requests = self._take(num_ending)
-            has_work = bool(requests) or self._scheduler.num_live > num_ending
-            while not (has_work or self._frontend.is_exhausted() or self._frontend.is_stopping()):
-                self._frontend.wait()
-                requests = self._take(num_ending)
-                has_work = bool(requests)
-            is_stopping = self._frontend.is_stopping()
+        requests = self._next(num_ending)
+        has_work = bool(requests) or self._scheduler.num_live > num_ending
+        is_stopping = self._frontend.is_stopping()
         return StepRecord(
             step, tuple(token for token, _ in verdicts), tuple(finish for _, finish in verdicts), tuple(requests),
             is_last=not requests and not any(in_flight) if is_stopping else not has_work and not verdicts,
-            is_draining=is_stopping, digest=digest,
+            num_tokens=0 if is_stopping else self._num_tokens(), digest=digest,
         )  # fmt: skip
+
+    def _next(self, num_ending: int) -> list[Request]:
+        """New requests; waits for some if there is nothing else to do."""
+        with self._metrics.phase("input and output"):
+            requests = self._take(num_ending)
+        if requests or self._scheduler.num_live > num_ending:
+            return requests
+        with self._metrics.phase(IDLE):
+            while not (requests or self._frontend.is_exhausted() or self._frontend.is_stopping()):
+                self._frontend.wait()
+                requests = self._take(num_ending)
+        return requests
+
+    def _num_tokens(self) -> int:
+        """Tokens of the next batch: few until a resumed sequence goes on, so that this is soon."""
+        return _FIRST_TOKENS if self._is_resumed and self.first_token_time is None else UNBOUNDED
 
     def _take(self, num_ending: int) -> list[Request]:
         if self._resumed:

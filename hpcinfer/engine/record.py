@@ -8,9 +8,10 @@ import numpy as np
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Finish
 
-_HEADER = struct.Struct("<q??ii8s")  # step, last, draining, works, requests, digest
+_HEADER = struct.Struct("<q?iii8s")  # step, last, tokens, works, requests, digest
 _FINISHES = tuple(Finish)  # by value
 NO_TOKEN = -1
+UNBOUNDED = 2**31 - 1  # tokens of the next batch: as many as the limits allow
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class StepRecord:
     finishes: tuple[Finish, ...]  # per work
     requests: tuple[Request, ...] = ()
     is_last: bool = False
-    is_draining: bool = False  # no more batches: what is in flight is the last of it
+    num_tokens: int = UNBOUNDED  # of the next batch, at most; 0: what is in flight is the last of it
     digest: bytes = bytes(8)  # of the leader's scheduler before this record, with --debug-lockstep
 
     def to_bytes(self) -> bytes:
         """Encode."""
         counts = len(self.token_ids), len(self.requests)
-        header = _HEADER.pack(self.step, self.is_last, self.is_draining, *counts, self.digest)
+        header = _HEADER.pack(self.step, self.is_last, self.num_tokens, *counts, self.digest)
         requests = [request.to_bytes() for request in self.requests]
         lengths = np.asarray([len(data) for data in requests], np.int32)
         token_ids = np.asarray(self.token_ids, np.int32).tobytes()
@@ -37,7 +38,7 @@ class StepRecord:
     @staticmethod
     def from_bytes(data: bytes) -> "StepRecord":
         """Decode what `to_bytes` made."""
-        step, is_last, is_draining, num_works, num_requests, digest = _HEADER.unpack_from(data)
+        step, is_last, num_tokens, num_works, num_requests, digest = _HEADER.unpack_from(data)
         at = _HEADER.size
         token_ids = tuple(np.frombuffer(data, np.int32, num_works, at).tolist())
         finishes = tuple(_FINISHES[value] for value in data[at + 4 * num_works : at + 5 * num_works])
@@ -47,4 +48,4 @@ class StepRecord:
         requests = tuple(
             Request.from_bytes(data[end - length : end]) for end, length in zip(ends, lengths, strict=True)
         )
-        return StepRecord(step, token_ids, finishes, requests, is_last, is_draining, digest)
+        return StepRecord(step, token_ids, finishes, requests, is_last, num_tokens, digest)

@@ -67,6 +67,7 @@ class _Draft:
     tokens_left: int
     sequences_left: int
     works: list[Work] = field(default_factory=list)
+    num_tokens: int = 0
     num_decodes: int = 0  # works behind their prompt
     num_chunks: int = 0  # works that end inside their prompt
 
@@ -81,6 +82,7 @@ class _Draft:
         sequence.is_in_flight = True
         self.works.append(work)
         self.tokens_left -= stop - work.start
+        self.num_tokens += stop - work.start
         self.sequences_left -= 1
         self.num_decodes += work.start >= sequence.num_prompt
         self.num_chunks += stop < sequence.num_prompt
@@ -93,7 +95,6 @@ class Scheduler:
         self.limits, self.blocks, self._metrics = limits, blocks, metrics
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
-        self.is_draining = False  # whether no more batches are made
         self._num_admitted = 0
 
     @property
@@ -108,11 +109,14 @@ class Scheduler:
         self.waiting.extend(sequences)
         return sequences
 
-    def schedule(self) -> list[Work]:
-        """Choose the next batch and mark its sequences as in flight; empty when nothing can run."""
-        if self.is_draining:
-            return []
-        draft = _Draft(self.limits.max_num_batched_tokens, self._batch_sequences())
+    def schedule(self, num_tokens: int | None = None) -> list[Work]:
+        """Choose the next batch and mark its sequences as in flight; empty when nothing can run.
+
+        Args:
+            num_tokens: of the batch, at most; the limit if it is lower, or if this is None.
+        """
+        limit = self.limits.max_num_batched_tokens
+        draft = _Draft(limit if num_tokens is None else min(limit, num_tokens), self._batch_sequences())
         preemptions = self._metrics.counts["preemptions"]
         for sequence in list(self.running):
             if draft.room == 0:
@@ -218,10 +222,11 @@ class Scheduler:
     def _observe(self, draft: _Draft) -> None:
         if draft.works:
             self._metrics.count("steps")
+            self._metrics.count("tokens", draft.num_tokens)
             self._metrics.count("mixed_batches", int(0 < draft.num_decodes < len(draft.works)))
             self._metrics.count("chunks", draft.num_chunks)
             self._metrics.peak("batch_sequences", len(draft.works))
-            self._metrics.peak("batch_tokens", self.limits.max_num_batched_tokens - draft.tokens_left)
+            self._metrics.peak("batch_tokens", draft.num_tokens)
 
 
 def _resumable(sequences: list[Sequence]) -> Request:

@@ -11,7 +11,7 @@ from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions
 from hpcinfer.data.tokenizer import Tokenizer
 from hpcinfer.engine.evaluation import Likelihood, measure
-from hpcinfer.engine.replica import ReplicaOptions, build_replica
+from hpcinfer.engine.replica import ReplicaOptions, build_replica, join_replica
 from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.weights.conversion import convert
@@ -31,7 +31,7 @@ def likelihood(folder, group, dp=1, **engine):
     """Measure on the replicas of a group of threads; each rank has its own kernels."""
     store, mesh = Store.open(folder / "store"), Mesh(dp=dp, pp=1, tp=1)
     options = ReplicaOptions(EngineOptions(**engine), "float32", 64, seed=0)
-    replica = build_replica(group, mesh, store, create_kernels("reference"), options)
+    replica = build_replica(join_replica(group, mesh), mesh, store, create_kernels("reference"), options)
     return measure(group, mesh, replica, Tokenizer(store.tokenizer_files), WINDOWS)
 
 

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.config import SamplingParams
-from hpcinfer.engine.record import NO_TOKEN, StepRecord
+from hpcinfer.engine.record import NO_TOKEN, UNBOUNDED, StepRecord
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Finish
 
@@ -13,12 +13,12 @@ requests = st.lists(st.builds(Request, st.integers(0, 2**40), prompts, params), 
 
 
 @given(
-    step=st.integers(0, 2**63 - 1), works=works, requests=requests, is_last=st.booleans(), is_draining=st.booleans(),
-    digest=st.binary(min_size=8, max_size=8),
+    step=st.integers(0, 2**63 - 1), works=works, requests=requests, is_last=st.booleans(),
+    num_tokens=st.integers(0, UNBOUNDED), digest=st.binary(min_size=8, max_size=8),
 )  # fmt: skip
-def test_records_survive_their_bytes(step, works, requests, is_last, is_draining, digest):
+def test_records_survive_their_bytes(step, works, requests, is_last, num_tokens, digest):
     token_ids, finishes = tuple(token for token, _ in works), tuple(finish for _, finish in works)
-    record = StepRecord(step, token_ids, finishes, tuple(requests), is_last, is_draining, digest)
+    record = StepRecord(step, token_ids, finishes, tuple(requests), is_last, num_tokens, digest)
     again = StepRecord.from_bytes(record.to_bytes())
     assert again == record
     assert all(type(finish) is Finish for finish in again.finishes) and all(type(t) is int for t in again.token_ids)
