@@ -14,10 +14,11 @@ from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, open_line, start_world, survive
 from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
-from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, RankFailedError
+from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, ConfigError, RankFailedError
 from hpcinfer.log import start_logging
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.report.metrics import Metrics
+from hpcinfer.report.slow_ranks import pace_of
 from hpcinfer.report.summary import summary_lines, write_report
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from hpcinfer.recovery.job import Job
     from hpcinfer.recovery.merging import MergeReport
     from hpcinfer.recovery.serve import Serving
+    from hpcinfer.recovery.stopping import Stopped, Stopper
+    from hpcinfer.recovery.watchdog import Watchdog
     from hpcinfer.weights.locate import Located
     from hpcinfer.weights.reader import Store
 
@@ -75,26 +78,52 @@ def command(args: argparse.Namespace) -> int:
     )
     world = start_world()
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
-    return leave(world, end_together(world, lambda: _run(world, options)))
+    from hpcinfer.recovery.stopping import Stopper
+
+    with Stopper() as stopper:
+        return leave(world, end_together(world, lambda: _watch(world, options, stopper)))
 
 
-def _run(world: "World", options: RunOptions) -> int:
-    from hpcinfer.recovery.member import Member
+def _watch(world: "World", options: RunOptions, stopper: "Stopper") -> int:
+    """Run with a watchdog on each rank. Collective over the world."""
+    from hpcinfer.recovery.autopsy import exchange_roster
+    from hpcinfer.recovery.layout import JobPaths
+    from hpcinfer.recovery.watchdog import Watchdog
 
-    phases = Metrics()
     check_world_size(world.size)
-    world, (mesh, setup, line) = survive(world, lambda group: _prepare(group, options, phases))
-    report = _read_complete(world, setup.job)
+    launched = world.size
+    world, roster = survive(world, exchange_roster)
+    hangs = JobPaths(Path(options.job.output or "unnamed")).hangs
+    with Watchdog(world, roster, hangs, options.job.hang_timeout) as watch:
+        return _run(world, launched, options, stopper, watch)
+
+
+def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper", watch: "Watchdog") -> int:
+    from hpcinfer.recovery.member import Member
+    from hpcinfer.recovery.stopping import Stopped
+
+    phases, rank = Metrics(), world.rank
+    watch.follow(phases)
+    world, (mesh, setup, line) = survive(world, lambda group: _prepare(group, launched, options, phases, stopper))
+    if setup.stopped is not None:
+        return _end_early(world, options, setup.stopped)
+    report = setup.complete
     if report is not None:
         log.info("the job is complete: %d rows, %d errors", report.num_rows, report.num_failed)
     else:
-        serving = _serving(line or world, mesh, options, setup)
+        serving = _serving(line or world, mesh, options, setup, stopper)
+        member = Member(serving, line)
+        watch.follow(serving.options.metrics)
+        watch.measure(lambda: pace_of(rank, member.report()))
         with phases.phase("load"):
-            replica = _load(world, line, serving)
+            loaded = [_load(world, line, serving)]
         with phases.phase("run"):
-            rank_report = Member(serving, line).run(replica)
-        facts = _RunFacts(mesh, setup, replica, phases, rank_report)
-        world, report = survive(world, lambda group: _finish(group, options, facts))
+            rank_report = member.run(loaded.pop())  # whose memory is the member's alone
+        facts = _RunFacts(mesh, setup, phases, rank_report)
+        world, result = survive(world, lambda group: _finish(group, options, facts, stopper))
+        if isinstance(result, Stopped):
+            return _end_early(world, options, result)
+        report = result
     assert report is not None
     if world.rank == 0:
         print(setup.job.paths.output, flush=True)
@@ -102,12 +131,32 @@ def _run(world: "World", options: RunOptions) -> int:
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _prepare(world: "World", options: RunOptions, phases: Metrics) -> "tuple[Mesh, _Setup, MpiGroup | None]":
-    """Check and find everything. Collective over the world; fails everywhere or nowhere."""
-    mesh = on_all(world, lambda: _check(world.size, options))
+def _prepare(
+    world: "World", launched: int, options: RunOptions, phases: Metrics, stopper: "Stopper"
+) -> "tuple[Mesh, _Setup, MpiGroup | None]":
+    """Check and find everything, for as many ranks as were launched, though some may have died since.
+
+    Collective over the world; fails everywhere or nowhere.
+    """
+    from hpcinfer.recovery.stopping import agree_to_stop
+    from hpcinfer.recovery.time_limit import agree_time_limit
+
+    mesh = on_all(world, lambda: _check(launched, options))
     same_everywhere(world, options.flat(), "the options")
+    stopper.time_limit = agree_time_limit(options.job, world)
     setup = _set_up(world, mesh, options, phases)
+    stopped, complete = agree_to_stop(stopper, setup.job, world), _read_complete(world, setup.job)
+    setup = dataclasses.replace(setup, stopped=stopped, complete=complete)
     return mesh, setup, open_line(world)
+
+
+def _end_early(world: "Collectives", options: RunOptions, stopped: "Stopped") -> int:
+    """Say what becomes of a job that was stopped. Collective over the world."""
+    from hpcinfer.recovery.stopping import farewell
+
+    line = on_root(world, lambda: farewell(stopped, requeue=options.job.requeue).encode()).decode()
+    log.info("%s", line)
+    return EXIT_RESUMABLE
 
 
 def _read_complete(world: "Collectives", job: "Job") -> "MergeReport | None":
@@ -149,6 +198,8 @@ class _Setup:
     job: "Job"
     preparer: "Preparer"
     name: str  # of this MPI job, as no other one is called
+    stopped: "Stopped | None" = None  # before anything was loaded
+    complete: "MergeReport | None" = None  # of the last merge, if nothing is left to do
 
 
 def _set_up(world: "Collectives", mesh: Mesh, options: RunOptions, phases: Metrics) -> _Setup:
@@ -225,7 +276,9 @@ def _check_model(located: "Located", mesh: Mesh, options: RunOptions) -> _Checke
     return _CheckedModel(max_model_len, Tokenizer(model.tokenizer_files), defaults)
 
 
-def _serving(mail: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup) -> "Serving":
+def _serving(
+    mail: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup, stopper: "Stopper"
+) -> "Serving":
     """Say what is served, on which ranks. Not collective."""
     from hpcinfer.engine.replica import ReplicaOptions, resolve_dtype
     from hpcinfer.partition.layout import ModelLimits, layout_of
@@ -246,6 +299,7 @@ def _serving(mail: "Collectives", mesh: Mesh, options: RunOptions, setup: _Setup
         layout=layout,
         mail=mail,
         election=Election(setup.job.paths.claimants, setup.name, layout.replicas[0].members[0]),
+        stopper=stopper,
     )
 
 
@@ -276,20 +330,28 @@ class _RunFacts:
 
     mesh: Mesh
     setup: _Setup
-    replica: "Replica | None"
     phases: Metrics
     rank_report: dict[str, Any]
 
 
-def _finish(world: "Collectives", options: RunOptions, facts: _RunFacts) -> "MergeReport":
-    """Merge and report. Collective over the world."""
-    from hpcinfer.recovery.merging import merge
+def _finish(
+    world: "Collectives", options: RunOptions, facts: _RunFacts, stopper: "Stopper"
+) -> "MergeReport | Stopped":
+    """Merge and report, unless the job was stopped before its end. Collective over the world."""
+    from hpcinfer.recovery.merging import CACHES_S, merge
+    from hpcinfer.recovery.snapshots import remove_snapshots
+    from hpcinfer.recovery.stopping import agree_to_stop
 
     paths = facts.setup.job.paths
     with facts.phases.phase("merge"):
-        merged = merge(paths, paths.output, world)
+        stopped = agree_to_stop(stopper, facts.setup.job, world)
+        merged = None if stopped else merge(paths, paths.output, world, patience_s=CACHES_S)
     ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(facts.rank_report).encode())]
+    if merged is None:
+        assert stopped is not None
+        return stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))
     if world.rank == 0:
+        remove_snapshots(paths)
         _report(world, options, facts, merged, ranks)
     return merged
 
@@ -298,15 +360,15 @@ def _report(
     world: "Collectives", options: RunOptions, facts: _RunFacts, merged: "MergeReport", ranks: list[dict[str, Any]]
 ) -> None:
     """Write the reports of all ranks beside the job, show the summary."""
-    setup, replica, defaults = facts.setup, facts.replica, facts.setup.preparer.defaults
+    setup, defaults = facts.setup, facts.setup.preparer.defaults
     run = {
         "mesh": str(facts.mesh),
         "world_size": world.size,
         "input_kind": setup.job.kind,
         "num_rows": merged.num_rows,
         "num_failed": merged.num_failed,
-        "kv_cache_bytes": replica.kv_cache_bytes if replica else 0,
-        "num_blocks": replica.num_blocks if replica else 0,
+        "kv_cache_bytes": facts.rank_report["kv_cache_bytes"],
+        "num_blocks": facts.rank_report["num_blocks"],
         "seconds": dict(facts.phases.seconds),
         "sampling": dataclasses.asdict(defaults.values),
         "origins": defaults.origins,

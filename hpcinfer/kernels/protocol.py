@@ -154,6 +154,18 @@ class Kernels(Protocol):
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Any:
         """Prepare the last norm and the output head, [G, U, D]."""
 
+    def give_back(self, prepared: Any, name: str, units: range) -> Weight | None:
+        """Give back units of a prepared weight, unquantised ones as float32; the source of a rank that refills.
+
+        Args:
+            prepared: of one of the four above.
+            name: as in the store: embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head.
+            units: of those that it was prepared from, counted from 0.
+
+        Returns:
+            None if these kernels do not keep it in a form that can be given back.
+        """
+
     def embed(
         self, table: Any, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
     ) -> Array:

@@ -173,6 +173,9 @@ class ReferenceKernels:
         gate, up = self._linear(weights.gate, hidden), self._linear(weights.up, hidden)
         return _Mlp(eps, self.vector(weights.norm), gate, up, self.linear(weights.down, width))
 
+    def give_back(self, prepared: object, name: str, units: range) -> None:
+        """Nothing: the store has it."""
+
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> _Head:
         """Prepare the last norm and the output head."""
         return _Head(eps, self.vector(norm), self.linear(table, len(norm)))

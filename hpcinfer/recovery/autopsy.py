@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.recovery.leases import Holder
+from hpcinfer.recovery.leases import Holder, incarnation_name
 from hpcinfer.recovery.standstill import Kind
+from hpcinfer.report.slow_ranks import Pace
 from hpcinfer.units import format_seconds
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Answer:
     stack: tuple[str, ...] = ()  # of that thread, innermost first
     threads: dict[str, list[str]] = field(default_factory=dict)  # stacks of all
     gone: tuple[int, ...] = ()  # ranks of its host whose processes have ended
+    pace: Pace | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -60,8 +62,9 @@ class Answer:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Answer:
         """Inverse of `to_dict`."""
+        pace = values["pace"]
         return Answer(**{**values, "kind": Kind(values["kind"]), "stack": tuple(values["stack"]),
-                         "gone": tuple(values["gone"])})  # fmt: skip
+                         "gone": tuple(values["gone"]), "pace": pace and Pace(*pace)})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,15 +186,11 @@ def _ranges(ranks: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def exchange_roster(world: Collectives, name: str) -> Roster:
-    """Tell all ranks who they are.
+def exchange_roster(world: Collectives) -> Roster:
+    """Tell all ranks who they are, and agree on a name that no other MPI job has.
 
     Collective over the world.
-
-    Args:
-        world: all ranks.
-        name: a new one for this process; rank 0's counts.
     """
-    own = json.dumps([name, asdict(Holder.this_process())]).encode()
+    own = json.dumps([incarnation_name(), asdict(Holder.this_process())]).encode()
     said = [json.loads(data) for data in world.all_gather_bytes(own)]
     return Roster(said[0][0], world.rank, tuple(Holder(**holder) for _, holder in said))

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcinfer.recovery.durable import list_names, publish_bytes
+from hpcinfer.recovery.durable import list_names, make_directory, publish_bytes
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.leases import Lease, LeaseObserver
+from hpcinfer.recovery.patience import patiently
 from hpcinfer.recovery.sidecar import JournalReader
 from hpcinfer.recovery.states import RowStates
 
@@ -150,8 +151,8 @@ class Claimer:
     def _search(self) -> None:
         """List all claims, and collect unfinished blocks whose owner is gone."""
         self.refresh()
-        for shard in sorted(self._paths.claims.iterdir()):
-            self._list_shard(shard)
+        for shard in sorted(list_names(self._paths.claims)):
+            self._list_shard(self._paths.claims / shard)
         self._num_living = sum(map(self._observer.is_alive, self._observer.names()))
         claimed = np.flatnonzero((self._remaining > 0) & (self._generations > 0))
         is_alive: dict[str, bool] = {}
@@ -172,7 +173,7 @@ class Claimer:
     def _link(self, block: int, generation: int) -> bool:
         """Try to become the owner of a generation. Claims need not survive a crash of the file server."""
         path = self._claim_path(block, generation)
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         record = {"lease": self._lease.name, "time": time.time()}
         is_ours = publish_bytes(path, json.dumps(record).encode(), sync=False)
         self._generations[block] = max(self._generations[block], generation)
@@ -192,7 +193,8 @@ class Claimer:
         key = block, int(self._generations[block])
         if key not in self._owners:
             try:
-                self._owners[key] = json.loads(self._claim_path(*key).read_bytes())["lease"]
+                path = self._claim_path(*key)
+                self._owners[key] = json.loads(patiently(path.read_bytes, path))["lease"]
             except (OSError, ValueError, LookupError, TypeError):
                 return ""
         return self._owners[key]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TAG_WANT, TAG_DEAL, TAG_ROSTER = 21, 22, 23
 WANT = struct.Struct("<q")  # rows
 STOP = -1  # wanted by a leader that stops, and with it the whole MPI job
+STOPPED = -2  # said by a leader that has stopped
 _ANSWER = struct.Struct("<??i")  # end, stop, deals
 _DEAL = struct.Struct("<qii")  # block, generation, rows; then the rows
 
@@ -112,7 +113,7 @@ class Dealer:
                 self._send(leader, answer)
 
     def close(self, is_idle: Callable[[int], bool]) -> None:
-        """Serve until every leader knows of the end. Not collective.
+        """Serve until every leader knows of the end, or has stopped. Not collective.
 
         Args:
             is_idle: whether a rank of the world is a spare one.
@@ -124,12 +125,15 @@ class Dealer:
         self.claims.close()
 
     def lost(self) -> list[Roster]:
-        """Replicas none of whose ranks is left, each once; what they were dealt is dealt again. Not collective."""
+        """Replicas none of whose ranks is left, each once; what they were dealt is dealt again. Not collective.
+
+        Those that were given up are not among them: their ranks live and could not serve.
+        """
         gone = [roster for roster in self.rosters.values() if self._dead.issuperset(roster.members)]
         for roster in gone:
             del self.rosters[roster.replica]
             self._deal_again(roster.replica, ())
-        return gone
+        return [roster for roster in gone if roster.members]
 
     def _hear(self) -> None:
         while (message := self._mail.probe_bytes(TAG_ROSTER)) is not None:
@@ -140,9 +144,12 @@ class Dealer:
         while (message := self._mail.probe_bytes(TAG_WANT)) is not None:
             leader, data = message
             [wanted] = WANT.unpack(data)
-            if wanted == STOP:
+            if wanted in (STOP, STOPPED):
                 self._stop()
-            self._wanting.append((leader, wanted))
+            if wanted == STOPPED:
+                self._told.add(leader)
+            else:
+                self._wanting.append((leader, wanted))
 
     def _bury(self) -> None:
         """Forget leaders that have died."""
@@ -169,7 +176,7 @@ class Dealer:
 
     def _send(self, leader: int, answer: Answer) -> None:
         self._sent.keep(self._mail.send_bytes(answer.to_bytes(), leader, TAG_DEAL))
-        if answer.is_end:
+        if answer.is_end and not answer.is_stop:  # a leader that is to stop says when it has
             self._told.add(leader)
 
     def _is_done(self, rank: int) -> bool:

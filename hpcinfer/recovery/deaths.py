@@ -23,6 +23,7 @@ ALONE_AFTER = 2  # deaths that may be the row's fault, then it is computed alone
 ALONE_AFTER_ANY = 4  # deaths of any kind: a rank that runs out of memory is killed from outside too
 POISON_AFTER = 3  # deaths alone that may be the row's fault, then it is an error
 
+_GIST_LINES = 6
 _SETTLED_S = 60.0  # a crash file that nobody wrote to for so long belongs to a replica that is gone
 
 
@@ -153,8 +154,17 @@ def _publish(paths: JobPaths, left: Left, cause: str, name: str) -> bool:
     is_first = publish_bytes(paths.death(name), json.dumps(death._asdict()).encode())
     if is_first:
         log.warning("a replica on %s died with %d rows in flight (%s)%s", left.holder.host, len(left.rows), cause,
-                    f":\n{left.crash}" if left.crash else "")
+                    f":\n{_gist(left.crash)}" if left.crash else "")
     return is_first
+
+
+def _gist(crash: str) -> str:
+    """The lines of a crash file that say most: what happened, and where the thread was that it happened to."""
+    what, _, rest = crash.strip().partition("\n")
+    _, is_signal, frames = rest.partition("Current thread")
+    if not is_signal:
+        return "\n".join(crash.strip().splitlines()[-_GIST_LINES:])
+    return "\n".join([what, *frames.partition("\n\n")[0].splitlines()[1 : _GIST_LINES]])
 
 
 def find_dead(paths: JobPaths) -> list[Left]:

@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING
 
 from hpcinfer.comm.outbox import Outbox
 from hpcinfer.recovery.claim_ahead import ClaimAhead
-from hpcinfer.recovery.claims import Claimer
-from hpcinfer.recovery.dealing import STOP, TAG_DEAL, TAG_ROSTER, TAG_WANT, WANT, Answer, Deal, Dealer, Roster
+from hpcinfer.recovery.dealing import (
+    STOP,
+    STOPPED,
+    TAG_DEAL,
+    TAG_ROSTER,
+    TAG_WANT,
+    WANT,
+    Answer,
+    Deal,
+    Dealer,
+    Roster,
+)
 from hpcinfer.recovery.election import Election
 from hpcinfer.recovery.job import Job
 from hpcinfer.recovery.leases import Lease
+from hpcinfer.recovery.punctual import PunctualClaimer
+from hpcinfer.recovery.stopping import Stopper
 from hpcinfer.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +48,7 @@ class Office:
     is_tolerant: bool  # whether others go on when the claimant dies
     is_idle: Callable[[int], bool]  # whether a rank of the world is a spare one
     on_lost: Callable[[Roster], None]  # called on the claimant, with a replica none of whose ranks is left
+    stopper: Stopper
 
 
 class Desk:
@@ -103,6 +116,12 @@ class Desk:
             self.is_stopped = self.is_ended = True
             self._send(WANT.pack(STOP), TAG_WANT)
 
+    def is_stopping(self) -> bool:
+        """Whether all leaders are to stop, for a reason of this rank or of another one. Not collective."""
+        if self._office.stopper.reason() is not None:
+            self.stop()
+        return self.is_stopped
+
     def look(self) -> None:
         """Look at the job directory now, since there is nothing to do. Not collective."""
         if self._dealer is not None:
@@ -114,7 +133,9 @@ class Desk:
         self._send(roster.to_bytes(), TAG_ROSTER)
 
     def close(self) -> None:
-        """Stay until every leader knows of the end. Not collective."""
+        """Stay until every leader knows of the end, or has stopped. Not collective."""
+        if self.is_stopped:
+            self._send(WANT.pack(STOPPED), TAG_WANT)
         if self._dealer is not None and self._progress is not None:
             self._dealer.close(self._office.is_idle)
             self._progress.close(self._dealer.claims.num_done)
@@ -170,7 +191,7 @@ class Desk:
         """Begin to claim and to deal."""
         job = self._office.job
         assert self._lease is not None
-        claimer = Claimer(job.paths, job.index, self._lease, job.attempt)
+        claimer = PunctualClaimer(job.paths, job.index, self._lease, job.attempt, self._office.stopper)
         held = [deal for roster in rosters for deal in roster.held or ()]
         claimer.adopt(deal.block for deal in held)
         for name in former_leases:

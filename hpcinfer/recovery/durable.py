@@ -193,8 +193,6 @@ def _list_names(directory: Path) -> list[str]:
 
 
 def _remove_old(leftover: Path, now: float) -> None:
-    try:
+    with suppress(OSError):  # another job was faster, it has its name now, or it is not ours to remove
         if now - leftover.stat().st_mtime > _ABANDONED_S:
             leftover.unlink()
-    except (FileNotFoundError, PermissionError):
-        pass  # another job was faster, it has its name now, or it is somebody else's

@@ -7,12 +7,14 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hpcinfer.config import SamplingParams
 from hpcinfer.data.completion import Choice, completion_record
 from hpcinfer.data.request import Prepared
 from hpcinfer.engine.request import Request
 from hpcinfer.recovery.dealing import Deal
 from hpcinfer.recovery.desk import Desk
 from hpcinfer.recovery.rows import PrepareAhead, Refused, Row, RowSource
+from hpcinfer.recovery.snapshots import Outputs, Unfinished
 from hpcinfer.recovery.writer_thread import WriterThread
 
 _IDLE_S = 0.01
@@ -30,7 +32,9 @@ class RowCounts:
     cut_by_default: int = 0  # choices that ended at a max_tokens that their row did not ask for
     rows: int = 0
     prompt_tokens: int = 0
-    output_tokens: int = 0
+    output_tokens: int = 0  # without those of an earlier start
+    resumed_tokens: int = 0  # output tokens that rows had when they were opened
+    kept: int = 0  # sequences that were stopped, and will go on where they are
 
 
 class _Open(NamedTuple):
@@ -38,6 +42,7 @@ class _Open(NamedTuple):
 
     prepared: Prepared
     deal: Deal
+    num_resumed: int = 0  # output tokens of an earlier start
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,14 @@ class Feeder:
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:
         """Write the line of a finished row. Not collective."""
-        prepared, deal = self._open.pop(row)
+        prepared, deal, num_resumed = self._open.pop(row)
         preparer, name = self._source.preparer, prepared.request.model or self._source.model_name
         line = completion_record(prepared, choices, name, preparer.tokenizer)
         self.counts.finish_reasons.update(choice.finish_reason for choice in choices)
         if "max_tokens" not in prepared.request.options:
             self.counts.cut_by_default += sum(choice.finish_reason == "length" for choice in choices)
         self.counts.prompt_tokens += len(prepared.prompt_ids)
-        self.counts.output_tokens += sum(len(choice.token_ids) for choice in choices)
+        self.counts.output_tokens += sum(len(choice.token_ids) for choice in choices) - num_resumed
         self._append(row, deal, line, is_error=False)
 
     def is_exhausted(self) -> bool:
@@ -105,7 +110,14 @@ class Feeder:
 
     def is_stopping(self) -> bool:
         """Whether to end soon, with rows unfinished. Not collective."""
-        return self.desk.is_stopped
+        return self.desk.is_stopping()
+
+    def keep(self, requests: list[Request]) -> None:
+        """Keep rows that are stopped in the middle, while those that are finished are made durable. Not collective."""
+        self._writer.flush()
+        if self._source.snapshots is not None:
+            rows = [Unfinished(each.row, self._open[each.row].deal.block, each.resumed) for each in requests]
+            self.counts.kept = self._source.snapshots.save(rows).num_sequences
 
     def wait(self) -> None:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
@@ -124,14 +136,17 @@ class Feeder:
             left.rows.update(deal.rows)
 
     def _open_row(self, ready: Row) -> Request | None:
-        row, deal, content = ready
+        row, deal, content, resumed = ready
         if isinstance(content, Refused):
             self.counts.errors[content.error.code] += 1
             self.counts.examples.setdefault(content.error.code, f"row {row}: {content.error.found}")
             self._append(row, deal, content.record, is_error=True)
             return None
-        self._open[row] = _Open(content, deal)
-        return Request(row, tuple(content.prompt_ids.tolist()), content.sampling, generation=deal.generation)
+        resumed = resumed if _fits(resumed, content.sampling) else ()
+        num_resumed = sum(map(len, resumed))
+        self.counts.resumed_tokens += num_resumed
+        self._open[row] = _Open(content, deal, num_resumed)
+        return Request(row, tuple(content.prompt_ids.tolist()), content.sampling, resumed, deal.generation)
 
     def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:
         self._writer.append(row, deal.generation, line, is_error=is_error)
@@ -141,3 +156,9 @@ class Feeder:
         if not left:
             del self._left[deal.block]
             self._writer.maybe_flush(_BLOCK_FLUSH_S)
+
+
+def _fits(resumed: Outputs, sampling: SamplingParams) -> bool:
+    """Whether a row that asks for this can go on there: each choice is there, none at its end, no score is missing."""
+    is_open = all(len(ids) < sampling.max_tokens for ids in resumed)
+    return len(resumed) == sampling.n and is_open and sampling.logprobs is None

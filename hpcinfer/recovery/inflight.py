@@ -39,8 +39,8 @@ def start_name(world: Collectives) -> str:
     return on_root(world, lambda: (os.environ.get(STEP_VARIABLE) or incarnation_name()).encode()).decode()
 
 
-def replica_name(start: str, replica: int) -> str:
-    """Name what a replica leaves. Not collective."""
+def replica_name(start: str, replica: str) -> str:
+    """Name what a replica leaves; `replica` has no dot. Not collective."""
     return f"{start}.{replica}"
 
 
@@ -75,21 +75,29 @@ class InFlight:
         return tuple(self._slots)
 
     def opened(self, row: int) -> None:
-        """Note that the engine has got a row. Not collective."""
+        """Note that the engine has got a row, if that is new. Not collective."""
+        if row in self._slots:
+            return
         slot = self._free.pop() if self._free else len(self._slots)
         self._slots[row] = slot
         self._write(slot, row + 1)
 
     def closed(self, row: int) -> None:
         """Note that a row has left the engine. Not collective."""
+        if row not in self._slots:
+            return
         slot = self._slots.pop(row)
         self._free.append(slot)
         self._write(slot, 0)
 
     def close(self) -> None:
         """End well: nothing is left of the files. Not collective."""
-        os.close(self._descriptor)
+        self.leave()
         remove(self._paths, self._name)
+
+    def leave(self) -> None:
+        """End, and leave the files to whoever records the death. Not collective."""
+        os.close(self._descriptor)
 
     def _write(self, slot: int, value: int) -> None:
         self._table[slot] = value
@@ -109,7 +117,7 @@ class InFlight:
         if kind is None:
             self.close()
         else:
-            os.close(self._descriptor)
+            self.leave()
 
 
 class CrashFile:
@@ -119,8 +127,10 @@ class CrashFile:
     """
 
     def __init__(self, paths: JobPaths, name: str) -> None:
-        """Open the file of a replica, the same for all its ranks."""
+        """Open the file of a replica, the same for all its ranks; fatal signals go there from now on."""
         self._paths, self._descriptor = paths, _open_crash(paths, name)
+        self._was_enabled = faulthandler.is_enabled()
+        faulthandler.enable(file=self._descriptor)
 
     def note(self, text: str) -> None:
         """Take down a reason. Not collective."""
@@ -132,18 +142,20 @@ class CrashFile:
         faulthandler.enable(file=self._descriptor)
         os.close(old)
 
-    def __enter__(self) -> CrashFile:
-        self._was_enabled = faulthandler.is_enabled()
-        faulthandler.enable(file=self._descriptor)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """End; an error that may be due to the rows is taken down. Not collective."""
         if error is not None and is_own_fault(error):
             self.note("".join(traceback.format_exception(error)))
         faulthandler.disable()
         if self._was_enabled:
             faulthandler.enable(file=2)
         os.close(self._descriptor)
+
+    def __enter__(self) -> CrashFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        self.close(error)
 
 
 def _open_crash(paths: JobPaths, name: str) -> int:

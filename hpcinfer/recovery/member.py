@@ -25,6 +25,7 @@ from hpcinfer.engine.outputs import Outputs
 from hpcinfer.engine.replica import Replica, needed_bytes
 from hpcinfer.engine.request import Request
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedError
+from hpcinfer.model.refill import HeldWeights
 from hpcinfer.partition.layout import smaller_meshes
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.dealing import Roster
@@ -35,9 +36,11 @@ from hpcinfer.recovery.leases import incarnation_name
 from hpcinfer.recovery.rows import PrepareAhead, RowSource
 from hpcinfer.recovery.serve import Serving, place_of, rank_report
 from hpcinfer.recovery.sidecar import rows_of_part
+from hpcinfer.recovery.snapshots import Snapshots
 from hpcinfer.recovery.spares import Spares
 from hpcinfer.recovery.state import State, free_memory, observe
 from hpcinfer.recovery.writer_thread import WriterThread
+from hpcinfer.report.metrics import SPARE
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
@@ -86,14 +89,17 @@ class Member:
         self._office = Office(
             serving.mail, serving.job, serving.election, serving.lease_timeout_s,
             tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
-            self._spares.is_idle, self._found,
+            self._spares.is_idle, self._found, serving.stopper,
         )  # fmt: skip
         self._state = State(0, 0, ())
+        self._replica: Replica | None = None
+        self._held: HeldWeights | None = None  # of the last place, until the next one has its weights
         self._feeder: Feeder | None = None  # while this rank leads
         self._desk: Desk | None = None  # since it has led for the first time
         self._counts = RowCounts()
         self._part = ""  # of its finished rows
         self._place: dict[str, Any] = {}
+        self._cache = {"kv_cache_bytes": 0, "num_blocks": 0}
         self._recoveries: list[dict[str, Any]] = []
 
     def run(self, replica: Replica | None) -> dict[str, Any]:
@@ -107,35 +113,47 @@ class Member:
         Returns:
             The report of this rank.
         """
+        self._replica = replica
+        del replica  # after a death nothing else may keep its memory
         with ExitStack() as stack:
             try:
-                self._live(replica, stack)
+                self._live(stack)
             except RevokedError:
                 log.debug("rank %d: the others have come to the end", self._rank)
         if self._desk is not None:
             self._desk.release()
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        """Say what this rank has done so far. Not collective; may be called from another thread."""
         metrics = self._serving.options.metrics
         report = rank_report(self._place, self._serving.kernels, metrics, self._counts)
-        return {**report, "recoveries": self._recoveries}
+        return {**report, **self._cache, "recoveries": self._recoveries}
 
-    def _live(self, replica: Replica | None, stack: ExitStack) -> None:
+    def _live(self, stack: ExitStack) -> None:
         while True:
-            if self._rank not in self._view.members and not self._wait_as_spare():
-                return self._leave()
-            try:
-                replica = replica or self._build()
-                if replica is not None:
-                    self._serve(replica, stack)
+            if self._rank not in self._view.members:
+                with self._serving.options.metrics.phase(SPARE):
+                    is_needed = self._wait_as_spare()
+                if not is_needed:
                     return self._leave()
+            try:
+                self._replica = self._replica or self._build()
+                if self._replica is not None:
+                    self._serve(self._replica, stack)
+                    return self._leave(is_stopped=self._replica.engine.is_stopped)
             except RevokedError:
                 raise
             except RankFailedError as error:
-                self._regroup(replica, error)
-            replica = None
+                found = error.found
+            else:
+                continue  # given up: this is a spare rank now
+            self._regroup(found)
 
-    def _leave(self) -> None:
-        """The whole job has ended: nobody needs to wait for anybody."""
-        if self._line is not None:
+    def _leave(self, *, is_stopped: bool = False) -> None:
+        """End all waiting on this rank's word, unless others are still stopping: the claimant is the last of them."""
+        is_last = not is_stopped or (self._desk is not None and self._desk.is_claimant)
+        if self._line is not None and is_last:
             self._line.revoke()
 
     def _wait_as_spare(self) -> bool:
@@ -144,7 +162,7 @@ class Member:
         pause = self._line.pause()
         while self._desk is not None and self._desk.is_claimant:
             self._desk.turn(tuple)
-            if self._desk.is_complete:
+            if self._desk.is_complete or self._desk.is_stopping():
                 self._desk.close()
                 return False
             pause()
@@ -158,12 +176,13 @@ class Member:
         """Load this rank's part of its replica; None if the replica is given up."""
         start = time.perf_counter()
         try:
-            replica = self._serving.build(self._group(), self._plan.mesh)
+            replica = self._serving.build(self._group(), self._plan.mesh, self._held)
         except HpcInferError as error:
             if isinstance(error, RankFailedError) or error.exit_code != EXIT_USAGE:
                 raise
             self._dissolve(error)
             return None
+        self._held = None
         self._note(refill_s=time.perf_counter() - start)
         return replica
 
@@ -173,7 +192,8 @@ class Member:
 
     def _serve(self, replica: Replica, stack: ExitStack) -> None:
         """Run the loop to the end of the job. Collective over the replica."""
-        self._place = place_of(replica)
+        self._place = {"replica": self._plan.replica, **place_of(replica)}
+        self._cache = {"kv_cache_bytes": replica.kv_cache_bytes, "num_blocks": replica.num_blocks}
         leader = self._lead(replica, stack) if replica.is_leader else None
         group = replica.runner.pipeline.replica
         if self._line is not None:
@@ -183,6 +203,8 @@ class Member:
         finally:
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
+        if self._feeder is not None and leader is not None:
+            self._feeder.keep(replica.scheduler.unfinished())
         if self._desk is not None:
             self._desk.close()
 
@@ -216,7 +238,8 @@ class Member:
         part = stack.enter_context(PartWriter(job.paths, self._part, job.attempt))
         writer = stack.enter_context(WriterThread(part))
         file = stack.enter_context(job.input_path.open("rb"))
-        source = RowSource(file, job.index, serving.preparer, serving.model_name)
+        snapshots = Snapshots(job.paths, job.index, job.attempt)
+        source = RowSource(file, job.index, serving.preparer, serving.model_name, snapshots)
         rows = stack.enter_context(PrepareAhead(source))
         if self._desk is None:
             self._desk = Desk(self._office, roster)
@@ -224,12 +247,16 @@ class Member:
             self._desk.open()
         return Feeder(source, rows, writer, self._desk, self._counts)
 
-    def _regroup(self, replica: Replica | None, error: RankFailedError) -> None:
+    def _regroup(self, cause: str) -> None:
         """Agree with the other survivors on how to go on. Collective over the survivors."""
         assert self._line is not None
         found_time, start = time.time(), time.perf_counter()
         old = self._view
-        self._state = observe(replica, old.epoch, self._part, self._state)
+        self._state = observe(self._replica, old.epoch, self._part, self._state)
+        if self._replica is not None:
+            stage = self._replica.runner.stage
+            self._held = HeldWeights(stage.config, self._serving.kernels, stage.plan, stage.weights)
+        self._replica = None
         offer = replace(self._state, free_bytes=free_memory()).to_bytes()
         self._view = regroup(self._line, old, offer, self._decide)
         agree_s = time.perf_counter() - start
@@ -238,11 +265,11 @@ class Member:
             return
         self._plan = Plan.from_bytes(self._view.plan)
         self._recoveries.append({
-            "replica": self._plan.replica, "cause": error.found, "found_time": found_time, "agree_s": agree_s,
+            "replica": self._plan.replica, "cause": cause, "found_time": found_time, "agree_s": agree_s,
             "members": len(self._view.members), "mesh": str(self._plan.mesh),
         })  # fmt: skip
         if self._rank == self._view.members[0]:
-            log.warning("replica %d: %s; %d ranks go on as pp=%d tp=%d", self._plan.replica, error.found,
+            log.warning("replica %d: %s; %d ranks go on as pp=%d tp=%d", self._plan.replica, cause,
                         len(self._view.members), self._plan.pp, self._plan.tp)  # fmt: skip
 
     def _decide(self, offers: Offers, guests: Guests) -> Decision:
@@ -250,6 +277,7 @@ class Member:
         states = [State.from_bytes(offer) for offer in offers.values() if offer]
         self._state = max(states, key=lambda state: state.progress)
         size = self._serving.layout.replicas[self._plan.replica].mesh.replica_size
+        self._spares.forget(offers)
         members = [*offers, *guests.invite(self._spares.known(), size - len(offers))]
         self._spares.forget(members)
         free_bytes = min(state.free_bytes for state in states)

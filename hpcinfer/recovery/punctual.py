@@ -50,8 +50,8 @@ class PunctualClaimer(Claimer):
         self._hold(adopted)
 
     def _hold(self, blocks: list[int]) -> None:
-        self._blocks = np.append(self._blocks, blocks)
-        self._num_held += int(self._remaining[blocks].sum())
+        self._blocks = np.append(self._blocks, np.array(blocks, np.int64))
+        self._num_held += int(self._remaining[np.array(blocks, np.int64)].sum())
 
     def _look(self) -> int:
         """Count the rows that are claimed and not finished, and measure the speed."""

@@ -20,6 +20,7 @@ from hpcinfer.recovery.dealing import Deal
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.patience import patiently
 from hpcinfer.recovery.scan import content_hash
+from hpcinfer.recovery.snapshots import Outputs, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     row: int
     deal: Deal  # of its block
     content: Prepared | Refused
+    resumed: Outputs = ()  # what an earlier start has made of it
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class RowSource:
     index: Index
     preparer: Preparer
     model_name: str
+    snapshots: Snapshots | None = None
 
     def read(self, row: int) -> bytes:
         """Read one row. Not collective.
@@ -80,6 +83,10 @@ class RowSource:
             log.exception("row %d: this is a bug of hpcinfer; the row becomes an error record", row)
             found = RequestError("internal_error", f"{type(error).__name__} while the row was prepared")
         return Refused(found, error_record(row, line, found, self.preparer.kind))
+
+    def resumed(self, row: int, block: int) -> Outputs:
+        """Output tokens that a row has already, by choice; () if it begins anew. Not collective."""
+        return self.snapshots.resumed(row, block) if self.snapshots else ()
 
 
 class PrepareAhead:
@@ -126,7 +133,8 @@ class PrepareAhead:
     def _run(self) -> None:
         while (given := self._wanted.get()) is not None and not self._is_closed.is_set():
             try:
-                self._done.put(Row(*given, self._source.prepare(given[0])))
+                row, deal = given
+                self._done.put(Row(row, deal, self._source.prepare(row), self._source.resumed(row, deal.block)))
             except BaseException as error:  # raised again where the rows are taken
                 self._done.put(error)
 

@@ -11,11 +11,13 @@ from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.data.prepare import Preparer
 from hpcinfer.engine.replica import Replica, ReplicaOptions, build_replica
 from hpcinfer.kernels.protocol import Kernels
+from hpcinfer.model.refill import HeldWeights, Refill
 from hpcinfer.partition.layout import Layout, ModelLimits
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.election import Election
 from hpcinfer.recovery.feeder import RowCounts
 from hpcinfer.recovery.job import Job
+from hpcinfer.recovery.stopping import Stopper
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.weights.reader import Store
 
@@ -38,6 +40,7 @@ class Serving:
     layout: Layout
     mail: Collectives  # all ranks, for the messages of dealing; a line where ranks may die
     election: Election
+    stopper: Stopper
 
     @property
     def limits(self) -> ModelLimits:
@@ -54,9 +57,10 @@ class Serving:
             group = TolerantGroup(line, place.members, epoch=1)
         return None if place is None else self.build(group, place.mesh)
 
-    def build(self, group: Collectives, mesh: Mesh) -> Replica:
-        """Load this rank's part of a replica. Collective over the replica."""
-        replica = build_replica(group, mesh, self.store, self.kernels, self.options)
+    def build(self, group: Collectives, mesh: Mesh, held: HeldWeights | None = None) -> Replica:
+        """Load this rank's part of a replica, what it holds already from memory. Collective over the replica."""
+        source = Refill(self.store, [] if held is None else [held])
+        replica = build_replica(group, mesh, source, self.kernels, self.options)
         self.store.close()
         return replica
 
@@ -73,11 +77,12 @@ def rank_report(place: dict[str, Any], kernels: Kernels, metrics: Metrics, count
         "finish_reasons": dict(counts.finish_reasons),
         "errors": dict(counts.errors),
         "examples": counts.examples,
-        "rows": {"finished": counts.rows, "cut_by_default": counts.cut_by_default},
-        "tokens": {"prompt": counts.prompt_tokens, "output": counts.output_tokens},
+        "rows": {"finished": counts.rows, "cut_by_default": counts.cut_by_default, "kept": counts.kept},
+        "tokens": {"prompt": counts.prompt_tokens, "output": counts.output_tokens, "resumed": counts.resumed_tokens},
     }
 
 
 def place_of(replica: Replica) -> dict[str, Any]:
     """Where a rank stands in its replica, as JSON values. Not collective."""
-    return dataclasses.asdict(replica.runner.pipeline.place)
+    plan = replica.runner.stage.plan
+    return {**dataclasses.asdict(replica.runner.pipeline.place), "share": len(plan.run) / plan.num_grains}

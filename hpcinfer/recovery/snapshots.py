@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hpcinfer.errors import JobDirectoryError
 from hpcinfer.recovery.claims import SHARD_BLOCKS
 from hpcinfer.recovery.durable import publish_bytes
 from hpcinfer.recovery.index import Index
@@ -53,18 +54,17 @@ class Snapshots:
     def save(self, rows: Iterable[Unfinished]) -> Saved:
         """Keep what these rows have so far, a file for each block; durable on return. Not collective.
 
-        Raises:
-            OSError: the file system refuses.
+        Where the file system refuses, nothing is kept: the rows begin anew.
         """
         blocks: dict[int, list[Unfinished]] = {}
         for each in rows:
             if any(each.outputs):
                 blocks.setdefault(each.block, []).append(each)
-        incarnation = incarnation_name()
-        for block, held in blocks.items():
-            shard = self._shard(block)
-            shard.mkdir(parents=True, exist_ok=True)
-            publish_bytes(shard / f"{block}.{incarnation}.json", self._encode(held))
+        try:
+            self._write(blocks)
+        except (OSError, JobDirectoryError) as error:
+            log.warning("what was stopped in the middle cannot be kept, and will begin anew: %s", error)
+            return Saved(0, 0)
         outputs = [ids for held in blocks.values() for each in held for ids in each.outputs]
         return Saved(len(outputs), sum(map(len, outputs)))
 
@@ -73,6 +73,13 @@ class Snapshots:
         if block != self._block:
             self._block, self._outputs = block, self._read(block)
         return self._outputs.get(row, ())
+
+    def _write(self, blocks: dict[int, list[Unfinished]]) -> None:
+        incarnation = incarnation_name()
+        for block, held in blocks.items():
+            shard = self._shard(block)
+            shard.mkdir(parents=True, exist_ok=True)
+            publish_bytes(shard / f"{block}.{incarnation}.json", self._encode(held))
 
     def _shard(self, block: int) -> Path:
         return self._directory / f"{block // SHARD_BLOCKS:06d}"

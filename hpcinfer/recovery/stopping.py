@@ -5,15 +5,23 @@ A signal handler only sets a flag; the loop looks at it between two steps, and p
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 from collections.abc import Mapping
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpcinfer.agree import on_root
 from hpcinfer.recovery import slurm_job
+from hpcinfer.recovery.job import Job
+from hpcinfer.recovery.sidecar import JournalReader
+from hpcinfer.recovery.states import RowStates
 from hpcinfer.recovery.time_limit import Pace, TimeLimit
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.protocol import Collectives
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +95,26 @@ class Stopped(NamedTuple):
     reason: str
     num_done: int
     num_rows: int
-    num_saved: int = 0  # sequences that will go on where they were
+    num_kept: int = 0  # sequences that go on where they are
+
+
+def agree_to_stop(stopper: Stopper, job: Job, group: Collectives) -> Stopped | None:
+    """Find out together whether the job ends here: a rank has a reason to stop, and rows are not finished.
+
+    Collective over the group.
+    """
+    reasons = [data.decode() for data in group.all_gather_bytes((stopper.reason() or "").encode())]
+    if not any(reasons):
+        return None
+    num_done, num_unfinished = json.loads(on_root(group, lambda: json.dumps(_count(job)).encode()))
+    reason = _CANCELLED if _CANCELLED in reasons else next(filter(None, reasons))
+    return Stopped(reason, num_done, job.index.num_rows) if num_unfinished else None
+
+
+def _count(job: Job) -> tuple[int, int]:
+    states = RowStates(job.index.num_rows, job.attempt)
+    states.read_all(JournalReader(job.paths))
+    return states.num_done, states.num_unfinished
 
 
 def farewell(stopped: Stopped, *, requeue: bool, environment: Mapping[str, str] = os.environ) -> str:
@@ -96,8 +123,8 @@ def farewell(stopped: Stopped, *, requeue: bool, environment: Mapping[str, str] 
     Not collective: one rank does it for all, as the last of all it does.
     """
     line = f"stopped early ({stopped.reason}): {stopped.num_done} of {stopped.num_rows} rows are finished"
-    if stopped.num_saved:
-        line += f", {stopped.num_saved} more are kept where they were"
+    if stopped.num_kept:
+        line += f", {stopped.num_kept} more are kept where they were"
     name = slurm_job.job_name(environment)
     if not requeue or not name:
         return f"{line}; the same command goes on, with any number of ranks"

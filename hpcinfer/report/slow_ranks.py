@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 _LEAST_S = 5.0  # of computing: before that nothing is said
@@ -75,15 +75,20 @@ def slow_ranks(paces: Iterable[Pace]) -> list[SlowRank]:
     return [found[rank] for rank in sorted(found)]
 
 
-def paces(reports: Sequence[dict[str, Any]]) -> Iterator[Pace]:
-    """Read the pace of each rank from the reports of a run, where they tell it."""
-    for rank, report in enumerate(reports):
-        if "share" in report:
-            place, counts = report["place"], report["counts"]
-            yield Pace(
-                rank, report["host"], rank // (place["pp"] * place["tp"]), place["pp_rank"], place["tp_rank"],
-                report["share"], sum(report["kernels"].values()), counts.get("steps", 0), counts.get("tokens", 0),
-            )  # fmt: skip
+def pace_of(rank: int, report: dict[str, Any]) -> Pace | None:
+    """Read the pace of a rank from its report; None if it has no place, as spare ranks have none."""
+    place, counts = report.get("place", {}), report.get("counts", {})
+    if "share" not in place:
+        return None
+    return Pace(
+        rank, report["host"], place["replica"], place["pp_rank"], place["tp_rank"], place["share"],
+        sum(report["kernels"].values()), counts.get("steps", 0), counts.get("tokens", 0),
+    )  # fmt: skip
+
+
+def paces(reports: Iterable[dict[str, Any]]) -> Iterator[Pace]:
+    """Read the paces from the reports of all ranks."""
+    return filter(None, (pace_of(rank, report) for rank, report in enumerate(reports)))
 
 
 def _slow_of(group: list[Pace], peers: _Peers) -> Iterator[SlowRank]:

@@ -26,7 +26,7 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
 
     Args:
         run: of the whole run: mesh, seconds by phase, rows of the output.
-        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens; place, share and kernels, if known.
+        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens, place, kernels.
     """
     tokens, seconds = merge_counts(ranks, "tokens"), run["seconds"]["run"]
     rate = tokens["output"] / seconds if seconds else 0.0

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import DTYPES, random_weight
 from stages import native_was_built, poison
 from steps import Chunk, block_tables, packed_step, schedule
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.dtypes import GROUP
 from hpcinfer.kernels import Placement, create_kernels
 from hpcinfer.kernels.protocol import (
     AttentionShape,
@@ -18,12 +18,10 @@ from hpcinfer.kernels.protocol import (
     HeadLayout,
     Linear,
     MlpWeights,
-    Weight,
 )
 
 pytestmark = pytest.mark.skipif(not native_was_built(), reason="the native kernels were not built")
 
-DTYPES = ["float32", "bfloat16", "float16", "int8", "int4"]
 LENGTHS = [70, 5, 130, 1]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-5, "float16": 2e-5, "int8": 2e-2, "int4": 2e-2}  # a code may differ by one
 
@@ -47,24 +45,6 @@ class Model(NamedTuple):
         num_heads = sum(self.grain_heads)
         kv_of_head = tuple(head * self.num_kv_heads // max(1, num_heads) for head in range(num_heads))
         return HeadLayout(self.head_size, max(self.grain_heads), self.grain_heads, kv_of_head)
-
-
-def random_weight(random, dtype, *shape):
-    units, num_out, num_in = shape
-    values = random.standard_normal(shape, np.float32) / np.float32(np.sqrt(num_in))
-    if dtype == "bfloat16":
-        return Weight((values.view(np.uint32) >> 16).astype(np.uint16), dtype)
-    if dtype == "float16":
-        return Weight(values.astype(np.float16), dtype)
-    if dtype == "int8":
-        codes = random.integers(-127, 128, shape, np.int8)
-        return Weight(codes, dtype, (random.random((units, num_out), np.float32) + 1) / np.float32(127 * num_in**0.5))
-    if dtype == "int4":
-        groups = -(-num_in // GROUP)
-        codes = random.integers(0, 256, (units, num_out, groups * GROUP // 2), np.uint8)
-        scales = (random.random((units, num_out, groups), np.float32) + 1) / np.float32(8 * num_in**0.5)
-        return Weight(codes, dtype, (scales.view(np.uint32) >> 16).astype(np.uint16))
-    return Weight(values, dtype)
 
 
 def run(kernels, model, batches, block_size=16):

@@ -10,27 +10,29 @@ import pytest
 from hpcinfer.config import SamplingParams
 from hpcinfer.data.completion import Choice
 from hpcinfer.data.request import Prepared, RowRequest
+from hpcinfer.engine.request import Request
 from hpcinfer.errors import JobDirectoryError, RequestError
 from hpcinfer.recovery.dealing import Deal
-from hpcinfer.recovery.feeder import Feeder
+from hpcinfer.recovery.feeder import Feeder, RowCounts
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.rows import PrepareAhead, RowSource
 from hpcinfer.recovery.writer_thread import WriterThread
 
 
-class Client:
-    """Deals blocks one at a time, when asked."""
+class Desk:
+    """Deals blocks one at a time, when asked; others are the claimant."""
 
     def __init__(self, deals):
         self._deals, self._is_asked = list(deals), False
-        self.num_asked, self.is_ended = 0, False
+        self.num_asked, self.is_ended, self.is_stopped, self.held = 0, False, False, None
 
     def ask(self, num_rows):
         assert num_rows > 0
         self._is_asked = True
         self.num_asked += 1
 
-    def poll(self):
+    def turn(self, held):
+        self.held = held
         if not self._is_asked:
             return ()
         self._is_asked = False
@@ -38,6 +40,9 @@ class Client:
             return (self._deals.pop(0),)
         self.is_ended = True
         return ()
+
+    def look(self):
+        pass
 
 
 def prepare(row, line):
@@ -52,12 +57,12 @@ def feed(make_job, tmp_path):
 
     def run(use, deals=5):
         paths, index = make_job(40, lambda row: f"bad {row}" if row % 7 == 0 else f"fine {row}")
-        client = Client(Deal(block, 1, tuple(range(8 * block, 8 * block + 8))) for block in range(deals))
+        desk = Desk(Deal(block, 1, tuple(range(8 * block, 8 * block + 8))) for block in range(deals))
         preparer = SimpleNamespace(kind="text", prepare=prepare, tokenizer=None)
         with (tmp_path / "prompts.txt").open("rb") as file, PartWriter(paths, "a") as part:
             source = RowSource(file, index, preparer, "model")
             with WriterThread(part) as writer, PrepareAhead(source) as rows:
-                use(Feeder(source, rows, writer, client))
+                use(Feeder(source, rows, writer, desk, RowCounts()))
         return [json.loads(line) for line in paths.part_data("a").read_bytes().splitlines()]
 
     return run
@@ -105,7 +110,7 @@ def test_rows_are_prepared_and_blocks_asked_for_ahead_of_need(feed):
     def use(feeder):
         for _ in range(3):
             assert feeder.take(0) == []
-        assert feeder._client.num_asked == 1 and feeder._rows.num_open == 8  # one block, and no more than that
+        assert feeder.desk.num_asked == 1 and feeder._rows.num_open == 8  # one block, and no more than that
         assert not feeder.is_exhausted()
 
     feed(use)
@@ -118,3 +123,74 @@ def test_failure_of_the_disk_ends_the_loop(feed):
 
     with pytest.raises(JobDirectoryError, match="cannot be stored"):
         feed(use)
+
+
+# When ranks die.
+
+
+def request_of(row, generation=1):
+    return Request(row, tuple(f"fine {row}".encode()), SamplingParams(), ((7, 8),), generation)
+
+
+def test_a_leader_tells_what_it_holds_and_that_what_it_finished_is_durable(feed, tmp_path):
+    def use(feeder):
+        while not feeder.held():
+            taken = feeder.take(3)
+            feeder.wait()
+        assert feeder.held() == (Deal(0, 1, tuple(range(8))),)
+        while len(taken) < 3:
+            taken += feeder.take(3 - len(taken))
+            feeder.wait()
+        for request in taken:
+            feeder.finish(request.row, (Choice(0, (1, 2), "text", "length"),))
+        assert feeder.desk.held() == (Deal(0, 1, (4, 5, 6, 7)),)
+        assert num_durable(tmp_path) == 4  # with the bad one
+
+    feed(use)
+
+
+def num_durable(folder):
+    return sum((path.stat().st_size - 32) // 32 for path in folder.glob("*.job/parts/*.sidecar"))
+
+
+def test_blocks_that_are_done_are_held_no_more(feed):
+    def use(feeder):
+        serve(feeder)
+        assert feeder.held() == ()
+
+    feed(use)
+
+
+def test_a_new_leader_adopts_the_rows_of_the_dead_one(feed):
+    adopted = [request_of(row, generation) for row, generation in ((9, 1), (10, 1), (20, 3))]
+    block_of = []
+
+    def use(feeder):
+        block_of.extend(feeder._source.index.block_of_rows()[[9, 10, 20]].tolist())
+        feeder.adopt(adopted)
+        assert not feeder.is_exhausted()
+        for deal in feeder.held():
+            assert deal.rows == tuple(row for row, block in zip((9, 10, 20), block_of, strict=True)
+                                      if block == deal.block)
+            assert deal.generation == (3 if deal.rows == (20,) else 1)
+        for request in adopted:
+            feeder.finish(request.row, (Choice(0, (1,), f"text {request.row}", "length"),))
+        assert feeder.held() == ()
+
+    lines = feed(use, deals=0)
+    assert [line["row"] for line in lines] == [9, 10, 20]
+
+
+def test_rows_that_are_held_are_not_served_twice_when_their_block_is_dealt_again(feed):
+    def use(feeder):
+        feeder.adopt([request_of(8)])
+        [held] = feeder.held()
+        feeder.desk._deals = [Deal(held.block, 2, (8, 9, 10))]
+        served, end = [], time.monotonic() + 20
+        while len(served) < 2 and time.monotonic() < end:
+            served += feeder.take(4)
+            feeder.wait()
+        assert [request.row for request in served] == [9, 10]
+        assert [deal.rows for deal in feeder.held()] == [(8, 9, 10)] and feeder.take(4) == []
+
+    feed(use, deals=0)

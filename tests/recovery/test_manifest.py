@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -77,3 +78,30 @@ def test_damaged_manifest_is_named(paths):
 def test_output_in_a_directory_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no directory"):
         open_manifest(JobPaths(tmp_path / "no" / "out"), VALUES, SerialGroup())
+
+
+@pytest.mark.parametrize(("umask", "mode", "expected"), [
+    (0o022, 0o2775, 0o002),
+    (0o077, 0o2770, 0o007),
+    (0o077, 0o2750, 0o027),
+    (0o022, 0o755, 0o022),
+    (0o077, 0o700, 0o077),
+])
+def test_helper_makes_files_that_those_who_share_the_directory_can_use(paths, umask, mode, expected):
+    open_manifest(paths, VALUES, SerialGroup())
+    paths.root.chmod(mode)
+    before = os.umask(umask)
+    try:
+        open_manifest(paths, VALUES, SerialGroup())
+    finally:
+        found = os.umask(before)
+    assert found == expected
+
+
+def test_directory_that_cannot_be_written_is_refused_before_any_work(paths, monkeypatch):
+    open_manifest(paths, VALUES, SerialGroup())
+    monkeypatch.setattr(os, "access", lambda path, mode: path != paths.parts)
+    with pytest.raises(JobDirectoryError, match="(?s)cannot be written.*/parts.*chmod -R g\\+w"):
+        open_manifest(paths, VALUES, SerialGroup())
+    paths.complete.write_text("{}")  # nothing will be written
+    open_manifest(paths, VALUES, SerialGroup())

@@ -1,12 +1,15 @@
+import errno
+import itertools
 import json
 import os
+import threading
 import time
 
 import pytest
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import JobDirectoryError, PeerError
-from hpcinfer.recovery import copying, merging
+from hpcinfer.errors import JobDirectoryError, PeerError, storage_error
+from hpcinfer.recovery import copying, merging, patience
 from hpcinfer.recovery.attempts import current_attempt, open_attempt
 from hpcinfer.recovery.claims import Claimer
 from hpcinfer.recovery.durable import replace_bytes
@@ -254,3 +257,94 @@ def test_output_that_is_a_link_is_written_where_it_points(make_job, tmp_path):
     assert paths.output.is_symlink()
     assert (tmp_path / "scratch" / "real.jsonl").read_bytes() == _expected(range(5))
     assert read_complete(paths)
+
+
+class Away:
+    """A function of `os` that fails at some of its calls."""
+
+    def __init__(self, function, fails_at, number=errno.EIO):
+        self._function, self._fails_at, self._number, self.num_calls = function, fails_at, number, 0
+
+    def __call__(self, *arguments, **options):
+        self.num_calls += 1
+        if self.num_calls in self._fails_at:
+            raise OSError(self._number, os.strerror(self._number))
+        return self._function(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", ["open", "pread", "pwrite", "fsync", "ftruncate", "replace", "stat", "listdir"])
+def test_file_system_that_is_away_for_moments_changes_nothing(make_job, monkeypatch, name):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(copying, "_CHUNK_BYTES", 500)
+    paths, _ = make_job(50)
+    _write(paths, "a", range(50))
+    for first in itertools.count(1):
+        away = Away(getattr(os, name), {first, first + 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, away)
+            report = merge(paths, paths.output, GROUP)
+        assert report.num_done == 50 and paths.output.read_bytes() == _expected(range(50))
+        if away.num_calls < first:
+            break
+        for path in (paths.output, paths.complete):
+            path.unlink()
+    assert first > 1
+    assert sorted(item.name for item in paths.output.parent.iterdir()) == [
+        "completions.jsonl", "completions.jsonl.job", "prompts.txt"]
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "ftruncate"])
+def test_full_disk_is_named_and_leaves_nothing(make_job, monkeypatch, name):
+    paths, _ = make_job(10)
+    _write(paths, "a", range(10))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, Away(getattr(os, name), {1}, errno.ENOSPC))
+        with pytest.raises(OSError, match="completions.jsonl") as caught:
+            merge(paths, paths.output, GROUP)
+    assert "make room" in str(storage_error(caught.value))
+    assert sorted(item.name for item in paths.output.parent.iterdir()) == ["completions.jsonl.job", "prompts.txt"]
+    assert merge(paths, paths.output, GROUP).num_done == 10
+
+
+def test_byte_that_is_wrong_in_memory_only_is_read_again(make_job, monkeypatch):
+    paths, _ = make_job(10)
+    _write(paths, "a", range(10))
+    pread, flips = os.pread, [True]
+
+    def read(*arguments):
+        data = pread(*arguments)
+        return bytes([data[0] ^ 1]) + data[1:] if flips and flips.pop() else data
+
+    monkeypatch.setattr(os, "pread", read)
+    merge(paths, paths.output, GROUP)
+    assert not flips and paths.output.read_bytes() == _expected(range(10))
+    assert not list(paths.parts.glob("*.void"))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_rows_that_cannot_be_seen_yet_are_waited_for(make_job, ranks, tmp_path, size):
+    """As where a node's cache still shows the names and sizes of a moment ago."""
+    paths, _ = make_job(20)
+    _write(paths, "a", range(10))
+    _write(paths, "b", range(10, 20))
+    os.rename(paths.part_sidecar("b"), tmp_path / "b")
+    whole = paths.part_data("a").read_bytes()
+    os.truncate(paths.part_data("a"), len(whole) // 2)
+
+    def show():
+        os.rename(tmp_path / "b", paths.part_sidecar("b"))
+        paths.part_data("a").write_bytes(whole)
+
+    threading.Timer(0.7, show).start()
+    reports = ranks(size, lambda group: merge(paths, paths.output, group, patience_s=60))
+    assert len(set(reports)) == 1 and reports[0].num_overlaps == 0
+    assert paths.output.read_bytes() == _expected(range(20))
+
+
+def test_rows_that_stay_away_are_missing(make_job, ranks):
+    paths, _ = make_job(10)
+    _write(paths, "a", range(7))
+    start = time.monotonic()
+    errors = ranks(2, lambda group: merge(paths, paths.output, group, patience_s=0.6))
+    assert "3 of 10 rows are not finished" in str(errors[0])
+    assert 0.6 < time.monotonic() - start < 20

@@ -26,7 +26,7 @@ def _work(paths, index, num_blocks):
         for _ in range(num_blocks):
             claim = claimer.claim()
             for row in claim.rows.tolist():
-                writer.append(row, 1, b'{"row": %d}' % row, is_error=row == int(index.order[0]))
+                writer.append(row, 1, b'{"row": %d}' % row, is_error=row == int(index.block_rows(0)[0]))
     return lease
 
 

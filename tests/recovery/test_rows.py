@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -117,3 +119,15 @@ def test_end_does_not_prepare_what_nobody_wants(make_source):
         for row in range(100):
             ahead.give(row, DEAL)
     assert len(prepared) < 50 and not ahead._thread.is_alive()
+
+
+def test_row_is_read_again_after_the_file_system_was_away(make_source, monkeypatch):
+    source, pread, fails = make_source(["first", "second"]), os.pread, [True] * 5
+
+    def read(*arguments):
+        if fails and fails.pop():
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert source.read(1) == b"second" and not fails

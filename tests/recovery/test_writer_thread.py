@@ -112,8 +112,8 @@ def test_failure_of_the_disk_comes_back_to_the_caller(paths, monkeypatch):
 
 def test_caller_that_waits_for_room_hears_of_the_failure(paths, monkeypatch):
     monkeypatch.setattr(writer_thread, "_MAX_WAITING", 2)
-    disk = Disk(OSError(5, "Input/output error"))
-    raises = pytest.raises(JobDirectoryError, match="Input/output")
+    disk = Disk(OSError(122, "Disk quota exceeded"))
+    raises = pytest.raises(JobDirectoryError, match="quota exceeded")
     with raises, PartWriter(paths, "a") as part, WriterThread(part) as writer:
         monkeypatch.setattr(os, "fsync", disk.fsync)
         threading.Timer(0.1, disk.may_go_on.set).start()
@@ -135,6 +135,17 @@ def test_after_an_error_of_the_caller_nothing_more_is_stored(paths, monkeypatch)
         threading.Timer(0.1, disk.may_go_on.set).start()
         raise KeyboardInterrupt
     monkeypatch.undo()
-    assert rows_of(paths) == [0]
-    with pytest.raises(OSError):
-        os.fstat(part._data)
+    assert rows_of(paths) == [0] and part._part is None
+
+
+def test_error_of_the_caller_does_not_wait_for_a_file_system_that_is_away(paths, monkeypatch):
+    disk, start = Disk(OSError(5, "Input/output error")), time.monotonic()
+    disk.may_go_on.set()
+    with pytest.raises(KeyboardInterrupt), PartWriter(paths, "a") as part, WriterThread(part) as writer:
+        monkeypatch.setattr(os, "fsync", disk.fsync)
+        writer.append(0, 1, b"x")
+        writer.flush()
+        assert disk.is_asked.wait(20)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 10
+    assert rows_of(paths) == []

@@ -65,6 +65,13 @@ def test_first_row_of_each_error_is_shown_and_many_errors_are_warned_of():
     assert lines["error"].endswith("bad, row 3: why") and "most rows" in lines["warning"]
 
 
+def test_slow_ranks_are_named():
+    place, counts = {"replica": 0, "pp_rank": 0, "share": 0.5}, {"steps": 5, "tokens": 100}
+    lines = lines_of(*(rank(place={**place, "tp_rank": i}, host=f"n{i}", counts=counts,
+                            kernels={"products": 10.0 * i + 10.0}) for i in range(2)))  # fmt: skip
+    assert "rank 1 on n1 takes 2.0 times as long" in lines["warning"]
+
+
 def test_missing_sections_count_nothing():
     assert merge_counts([{}, {"errors": {"a": 2}}, {"errors": {"a": 1, "b": 1}}], "errors") == {"a": 3, "b": 1}
 

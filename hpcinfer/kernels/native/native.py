@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.dtypes import STORAGE, dequantise
+from hpcinfer.dtypes import GROUP, STORAGE, dequantise
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.native.probe import probe_digest
@@ -26,14 +26,25 @@ from hpcinfer.kernels.rope import rope_table
 logger = logging.getLogger(__name__)
 
 _VERSION = "native-1"  # changes whenever a bit of a result may
+_KINDS = ("float32", "bfloat16", "float16", "int8", "int4")  # HPC_FLOAT32, … HPC_INT4
 _PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
 
 
+class Part(NamedTuple):
+    """Where a parameter lies in a packed weight."""
+
+    packed: Any
+    outs: int  # of a unit
+    first_out: int = 0
+    is_row: bool = False  # row-parallel: a unit is a grain
+
+
 class Prepared(NamedTuple):
-    """A C struct, and what its pointers point to."""
+    """A C struct, what its pointers point to, and which parameters it was prepared from."""
 
     struct: Any
     held: tuple[Any, ...]
+    parts: dict[str, Part] = {}  # noqa: RUF012  # never changed
 
 
 class NativeCache:
@@ -48,10 +59,11 @@ class NativeCache:
 
 
 class _Table(NamedTuple):
-    """A vocabulary table as stored."""
+    """A vocabulary table as stored; an int4 one as float32."""
 
     weight: Weight
     values: np.ndarray
+    stored: str  # dtype
 
 
 class NativeKernels:
@@ -116,15 +128,15 @@ class NativeKernels:
     def prepare_table(self, table: Weight) -> _Table:
         """Keep a vocabulary table [G, U, D] as stored."""
         if table.dtype == "int4":
-            return _Table(Weight(np.empty(0), "float32"), dequantise(table.values, table.dtype, table.scales))
-        return _Table(table, np.array(table.values))
+            return _Table(Weight(np.empty(0), "float32"), dequantise(table.values, table.dtype, table.scales), "int4")
+        return _Table(table, np.array(table.values), table.dtype)
 
     def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> Prepared:
         """Pack the attention half of a layer: q, k and v side by side."""
         layout, hidden = shape.layout, len(weights.norm)
         columns = layout.heads_per_grain * layout.head_size
         inputs = (weights.q, weights.k, weights.v)
-        return self._prepare(
+        prepared = self._prepare(
             "hpc_attention_layer *",
             {"window": shape.window, "head_size": layout.head_size, "eps": shape.eps, "grains": len(layout.grain_heads),
              "num_heads": len(layout.kv_of_head), "grain_columns": columns,
@@ -135,23 +147,54 @@ class NativeKernels:
             head_columns=_head_columns(layout.grain_heads, layout.head_size, columns),
             kv_of_head=np.array(layout.kv_of_head, np.int64),
         )  # fmt: skip
+        parts = _side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
+        return prepared._replace(parts={**parts, "o_proj": Part(prepared.struct.o, hidden, is_row=True)})
 
     def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
         """Pack the MLP half of a layer: gate and up side by side."""
         grains, width = weights.up.weight.values.shape[:2]
         inputs = (weights.gate, weights.up)
-        return self._prepare(
+        prepared = self._prepare(
             "hpc_mlp_layer *", {"eps": eps, "grains": grains, "width": width},
             gate_up=self._columns([linear.weight for linear in inputs], len(weights.norm)),
             down=self._rows(weights.down, width), norm=_float32(weights.norm), gate_up_bias=_biases(inputs),
         )  # fmt: skip
+        parts = _side_by_side(prepared.struct.gate_up, ("gate_proj", "up_proj"), [each.weight for each in inputs])
+        down = Part(prepared.struct.down, len(weights.norm), is_row=True)
+        return prepared._replace(parts={**parts, "down_proj": down})
 
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Prepared:
         """Pack the output head, with the last norm."""
-        return self._prepare(
+        prepared = self._prepare(
             "hpc_head *", {"eps": eps, "grains": table.values.shape[0]},
             weight=self._columns([table], len(norm)), norm=_float32(norm),
         )  # fmt: skip
+        return prepared._replace(parts={"lm_head": Part(prepared.struct.weight, table.values.shape[1])})
+
+    def give_back(self, prepared: Prepared | _Table, name: str, units: range) -> Weight | None:
+        """Units of a prepared weight as they were; None of a vocabulary table that is kept in another precision."""
+        if isinstance(prepared, _Table):
+            weight = prepared.weight._replace(values=prepared.values)
+            return _units_of(weight, units) if weight.dtype == prepared.stored else None
+        part = prepared.parts[name]
+        values, scales = self._room(part, len(units))
+        for i, unit in enumerate(units):
+            grain, first = (unit, 0) if part.is_row else (0, part.first_out + unit * part.outs)
+            scale = None if scales is None else scales[i]
+            self._lib.hpc_weight_read(
+                part.packed, grain, first, part.outs, self._pointer("char[]", values[i]), self._pointer("char[]", scale)
+            )
+        return Weight(values, _KINDS[part.packed.kind], scales)
+
+    def _room(self, part: Part, num_units: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Arrays for units of a part and their scales."""
+        packed, shape = part.packed, (num_units, part.outs)
+        groups = packed.padded_in // GROUP
+        if packed.kind == self._kind("int4"):
+            return np.empty((*shape, packed.padded_in // 2), np.uint8), np.empty((*shape, groups), np.uint16)
+        if packed.kind == self._kind("int8"):
+            return np.empty((*shape, packed.num_in), np.int8), np.empty(shape, np.float32)
+        return np.empty((*shape, packed.num_in), np.float32), None
 
     def embed(
         self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
@@ -308,6 +351,21 @@ class NativeKernels:
         if pointer == self._ffi.NULL:
             raise MemoryError("the native kernels: not enough memory")
         return self._ffi.gc(pointer, free)
+
+
+def _side_by_side(packed: Any, names: Sequence[str], weights: Sequence[Weight]) -> dict[str, Part]:
+    """Where column-parallel weights lie in a packed one."""
+    parts, first = {}, 0
+    for name, weight in zip(names, weights, strict=True):
+        units, outs = weight.values.shape[:2]
+        parts[name] = Part(packed, outs, first)
+        first += units * outs
+    return parts
+
+
+def _units_of(weight: Weight, units: range) -> Weight:
+    rows = slice(units.start, units.stop)
+    return Weight(weight.values[rows], weight.dtype, None if weight.scales is None else weight.scales[rows])
 
 
 def _float32(values: np.ndarray | None) -> np.ndarray | None:

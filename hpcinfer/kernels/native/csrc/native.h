@@ -94,6 +94,10 @@ int hpc_pin(int threads, const int64_t *cpus);
 /* pack.c. A new weight is zero; filling brings `count` outputs of one grain, as stored, from first_out on. */
 hpc_weight *hpc_weight_new(int64_t kind, int64_t grains, int64_t num_out, int64_t num_in); /* NULL without memory */
 void hpc_weight_free(hpc_weight *weight);
+/* Outputs [first_out, first_out + count) of a grain, as they were filled in: float32 or codes, and their scales. */
+void hpc_weight_read(
+    const hpc_weight *weight, int64_t grain, int64_t first_out, int64_t count, void *values, void *scales
+);
 void hpc_weight_fill(
     hpc_weight *weight, int64_t threads, int64_t grain, int64_t first_out, int64_t count, int64_t dtype,
     const void *values, const void *scales);

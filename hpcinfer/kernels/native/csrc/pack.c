@@ -166,3 +166,59 @@ void hpc_weight_fill(
 #pragma omp parallel num_threads((int)threads)
     pack_share(&from, THREAD, TEAM);
 }
+
+static void unpack_float32(const hpc_weight *weight, const float *panel, int64_t count, float *values) {
+    const int64_t num_in = weight->num_in;
+    for (int64_t block = 0; block < num_in; block += BLOCK) {
+        const int64_t end = smaller(block + BLOCK, num_in);
+        for (int64_t out = 0; out < count; out++)
+            for (int64_t in = block; in < end; in++) values[out * num_in + in] = panel[in * HPC_PANEL + out];
+    }
+}
+
+static void unpack_int8(const hpc_weight *weight, const uint8_t *panel, int64_t count, int8_t *codes) {
+    for (int64_t out = 0; out < count; out++)
+        for (int64_t in = 0; in < weight->num_in; in++)
+            codes[out * weight->num_in + in] = (int8_t)(panel[in / 4 * 4 * HPC_PANEL + 4 * out + in % 4] - 128);
+}
+
+static void unpack_int4(
+    const hpc_weight *weight, const char *panel, int64_t column, int64_t count, uint8_t *codes, uint16_t *scales
+) {
+    const int64_t num_groups = weight->padded_in / HPC_GROUP, group_bytes = weight->panel_bytes / num_groups;
+    for (int64_t out = 0; out < count; out++) {
+        for (int64_t in = 0; in < weight->padded_in; in += 2) {
+            const int64_t group = in / HPC_GROUP, place = in % HPC_GROUP, byte = place / 8 * 4 + place % 4;
+            const uint8_t *source = (const uint8_t *)panel + group * group_bytes + 4 * (column + out);
+            const uint8_t *pair = source + byte / 4 * 4 * HPC_PANEL + byte % 4;
+            const int shift = place % 8 < 4 ? 0 : 4; /* an even input and the next one lie in neighbouring bytes */
+            const unsigned even = pair[0] >> shift & 15, odd = pair[1] >> shift & 15;
+            codes[(out * weight->padded_in + in) / 2] = (uint8_t)(even | odd << 4);
+        }
+        for (int64_t group = 0; group < num_groups; group++)
+            scales[out * num_groups + group] =
+                ((const uint16_t *)(panel + group * group_bytes + HPC_GROUP / 2 * HPC_PANEL))[column + out];
+    }
+}
+
+void hpc_weight_read(
+    const hpc_weight *weight, int64_t grain, int64_t first_out, int64_t count, void *values, void *scales
+) {
+    const int64_t num_groups = weight->padded_in / HPC_GROUP;
+    for (int64_t done = 0; done < count;) {
+        const int64_t out = first_out + done, column = out % HPC_PANEL;
+        const int64_t some = smaller(count - done, HPC_PANEL - column);
+        const char *panel = weight->panels + (out / HPC_PANEL * weight->grains + grain) * weight->panel_bytes;
+        if (weight->kind == HPC_FLOAT32) {
+            unpack_float32(weight, (const float *)panel + column, some, (float *)values + done * weight->num_in);
+        } else if (weight->kind == HPC_INT8) {
+            const uint8_t *source = (const uint8_t *)panel + 4 * column;
+            unpack_int8(weight, source, some, (int8_t *)values + done * weight->num_in);
+            memcpy((float *)scales + done, panel + weight->padded_in * HPC_PANEL + 4 * column, (size_t)(4 * some));
+        } else {
+            uint8_t *codes = (uint8_t *)values + done * weight->padded_in / 2;
+            unpack_int4(weight, panel, column, some, codes, (uint16_t *)scales + done * num_groups);
+        }
+        done += some;
+    }
+}

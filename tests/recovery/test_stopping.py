@@ -1,0 +1,151 @@
+"""Who asks to stop, and what becomes of the job: signals only set a flag, Slurm is asked at the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcinfer.recovery import slurm_job
+from hpcinfer.recovery.slurm_job import Answer, SlurmJob
+from hpcinfer.recovery.stopping import Stopped, Stopper, farewell
+from hpcinfer.recovery.time_limit import Period, TimeLimit
+
+
+def limit(left_s):
+    return TimeLimit.of(Period(left_s, 1000.0, "test"), 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_is_the_reason(number):
+    with Stopper() as stopper:
+        assert stopper.reason() is None
+        os.kill(os.getpid(), number)
+        assert stopper.reason() == number.name and not stopper.is_cancelled
+
+
+def test_handlers_are_those_from_before_afterwards():
+    numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    with Stopper():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_first_reason_stays_but_the_users_ctrl_c_counts_more():
+    with Stopper(limit(-1.0)) as stopper:
+        assert stopper.reason() == "time limit"
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopper.stop("of another rank")
+        assert stopper.reason() == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopper.reason() == "cancelled" and stopper.is_cancelled
+
+
+def test_reason_of_another_rank_is_taken_over():
+    stopper = Stopper()
+    stopper.stop("SIGTERM")
+    assert stopper.reason() == "SIGTERM"
+
+
+def child(code):
+    """Start a process with a stopper; returns it once the code has printed a line."""
+    head = "import signal, sys, time\nfrom hpcinfer.recovery.stopping import Stopper\nstopper = Stopper().__enter__()\n"
+    process = subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_second_ctrl_c_ends_the_process_at_once():
+    code = "print('ready', flush=True)\nwhile not stopper.reason(): time.sleep(0.01)\nprint('asked', flush=True)\n"
+    with child(code + "time.sleep(60)") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+
+
+def test_process_in_the_background_of_a_shell_goes_on_at_ctrl_c():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stopper() as stopper:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopper.reason() is None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_time_runs_out():
+    stopper = Stopper(limit(0.05))
+    assert stopper.reason() is None
+    time.sleep(0.06)
+    assert stopper.reason() == "time limit" and not stopper.is_cancelled
+
+
+def test_work_is_taken_while_it_would_be_finished_in_time():
+    stopper = Stopper(limit(100.0))
+    assert stopper.has_time_for(10**9)  # nobody knows how long that takes
+    stopper.pace.observe(0, now=0.0)
+    stopper.pace.observe(20, now=10.0)
+    assert stopper.has_time_for(190) and not stopper.has_time_for(210)
+    stopper.time_limit = None
+    assert stopper.has_time_for(10**9)
+    stopper.stop("SIGTERM")
+    assert not stopper.has_time_for(0)
+
+
+STOPPED = Stopped("SIGTERM", 5, 40, num_kept=3)
+SLURM = {"SLURM_JOB_ID": "7"}
+START = "stopped early (SIGTERM): 5 of 40 rows are finished, 3 more are kept where they were; "
+RESUME = "the same command goes on, with any number of ranks"
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Slurm, as told; gives the jobs that were put back into its queue."""
+    requeued = []
+
+    def install(job, answer=Answer(True, "")):  # noqa: B008
+        monkeypatch.setattr(slurm_job, "ask", lambda environment: job)
+        monkeypatch.setattr(slurm_job, "requeue", lambda environment: requeued.append(environment) or answer)
+        return requeued
+
+    return install
+
+
+def test_job_is_requeued_when_that_was_asked_for(slurm):
+    requeued = slurm(SlurmJob("RUNNING"))
+    assert farewell(STOPPED, requeue=True, environment=SLURM) == START + "Slurm starts job 7 again"
+    assert requeued == [SLURM]
+
+
+def test_job_is_not_requeued_without_the_option_or_outside_slurm(slurm):
+    requeued = slurm(SlurmJob("RUNNING"))
+    assert farewell(STOPPED, requeue=False, environment=SLURM) == START + RESUME
+    assert farewell(STOPPED, requeue=True, environment={}) == START + RESUME
+    assert not requeued
+
+
+def test_what_the_user_cancelled_is_never_requeued(slurm):
+    requeued = slurm(SlurmJob("COMPLETING", start=1000, end=1002, limit_s=300))
+    told = farewell(STOPPED, requeue=True, environment=SLURM)
+    assert told == START + "not requeued: the job was cancelled; " + RESUME
+    slurm(SlurmJob("RUNNING"))
+    told = farewell(STOPPED._replace(reason="cancelled"), requeue=True, environment=SLURM)
+    assert "not requeued: the job was cancelled" in told
+    assert not requeued
+
+
+def test_job_that_slurm_requeues_is_not_requeued_twice(slurm):
+    requeued = slurm(SlurmJob("COMPLETING", restarts=1))
+    assert "not requeued: Slurm starts the job again by itself" in farewell(STOPPED, requeue=True, environment=SLURM)
+    assert not requeued
+
+
+def test_job_that_slurm_does_not_requeue_says_why(slurm):
+    slurm(SlurmJob("RUNNING"), Answer(False, "Requested operation is presently disabled"))
+    told = farewell(STOPPED, requeue=True, environment=SLURM)
+    assert told == START + "not requeued: Requested operation is presently disabled; " + RESUME
