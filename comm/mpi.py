@@ -216,10 +216,12 @@ class MpiGroup:
             message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
         return None if message is None else (status.Get_source(), _take(message, status))
 
+    @_translated
     def split(self, color: int, key: int) -> "MpiGroup":
         """Make the group of ranks with the same colour, ordered by key."""
         return MpiGroup(self._comm.Split(color, key))
 
+    @_translated
     def duplicate(self) -> "MpiGroup":
         """Make a group of the same ranks whose messages are apart. Collective."""
         return MpiGroup(self._comm.Dup())

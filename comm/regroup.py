@@ -21,7 +21,7 @@ from hpcinfer.errors import RankFailedError
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
 
-_TAG_JOIN, _TAG_VIEW, _TAG_INVITE, _TAG_ACCEPT, _TAG_WELCOME = 31, 32, 33, 34, 35
+_TAG_JOIN, _TAG_VIEW, _TAG_GONE, _TAG_INVITE, _TAG_ACCEPT, _TAG_WELCOME = 31, 32, 36, 33, 34, 35
 _ACCEPT_S = 0.2  # a spare rank that has not answered by then is not needed
 _CALL_S = 0.05  # members that have not come by then are invited: they may have become spare ranks
 _numbers = itertools.count(1)  # of invitations of this process
@@ -181,11 +181,19 @@ class _Coordinator:
         decision = decide({rank: self.joined[rank].plan for rank in living}, guests)
         epoch = 1 + max([view.epoch for view in self.joined.values()] + list(guests.epochs.values()))
         view = View(epoch, decision.members, decision.plan)
+        self._dismiss([rank for rank in living if rank not in (*view.members, *guests.epochs)], view)
         for rank in living:
-            if rank != self.line.rank:
+            if rank in view.members and rank != self.line.rank:
                 self.line.send_bytes(view.to_bytes(), rank, _TAG_VIEW)
         guests.welcome(view)
         return view
+
+    def _dismiss(self, ranks: list[int], view: View) -> None:
+        """Tell those that are left out, and wait until they know it: nobody who goes on could tell them later."""
+        for rank in ranks:
+            self.line.send_bytes(view.to_bytes(), rank, _TAG_VIEW)
+        for rank in ranks:
+            _wait_for(self.line, rank, _TAG_GONE)
 
     def _collect(self, guests: Guests) -> None:
         """Wait until every rank that may know something has come, or is dead."""
@@ -219,6 +227,8 @@ def _follow(line: MpiGroup, old: View, offer: bytes, coordinator: int) -> View |
     while (data := _wait_for(line, coordinator, _TAG_VIEW)) is not None:
         view = View.from_bytes(data)
         if view.epoch > old.epoch:
+            if line.rank not in view.members:
+                line.send_bytes(b"", coordinator, _TAG_GONE)
             return view
     return None
 

@@ -102,11 +102,11 @@ def end_together(world: Collectives, work: Callable[[], T]) -> T:
 
 
 def leave(world: World, exit_code: int) -> int:
-    """Return the exit code; where ranks have died end here and now, since MPI might wait for them at its end.
+    """Return the exit code; where ranks may die end here and now, since MPI waits for all of them at its end.
 
     Not collective.
     """
-    if world.failed():
+    if world.is_tolerant:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

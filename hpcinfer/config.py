@@ -260,3 +260,18 @@ class SuperviseOptions:
     backoff: float = option(1.0, "seconds before the first of them; doubled each time, at most 60")
     grace: float = option(25.0, "seconds in which steps put their work away when the supervisor is stopped")
     give_back: bool = option(False, "give nodes that have no work towards the end back to Slurm")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a run."""
+
+    model: ModelOptions
+    mesh: MeshOptions
+    engine: EngineOptions
+    job: JobOptions
+    sampling: dict[str, Any]  # what the command line says, by field of SamplingParams
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name."""
+        return {name: value for section in dataclasses.asdict(self).values() for name, value in section.items()}

@@ -6,6 +6,7 @@ With pp stages, pp micro-batches are in flight: stage s computes micro-batch k w
 """
 
 from collections import deque
+from collections.abc import Callable
 
 from hpcinfer.agree import where_am_i
 from hpcinfer.engine.batch import Batch, build_batch
@@ -28,13 +29,14 @@ class Engine:
         self.num_records = 0  # that were applied
         self.is_stopped = False  # before its end, by the leader's frontend
 
-    def run(self, leader: Leader | None) -> None:
+    def run(self, leader: Leader | None, each_step: Callable[[], None] | None = None) -> None:
         """Serve requests until there are no more, or until the leader's frontend stops.
 
         Collective over the replica.
 
         Args:
             leader: on the leader; None on all other ranks.
+            each_step: called between two steps.
         """
         while not (record := self._exchange(leader)).is_last:
             self._apply(record, leader)
@@ -46,6 +48,8 @@ class Engine:
             if batch is not None:
                 self._runner.forward(batch)
             self._step += 1
+            if each_step is not None:
+                each_step()
         self.is_stopped = record.num_tokens == 0
         self._pipeline.flush()
 

@@ -28,7 +28,7 @@ from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedE
 from hpcinfer.model.refill import HeldWeights
 from hpcinfer.partition.layout import smaller_meshes
 from hpcinfer.partition.mesh import Mesh
-from hpcinfer.recovery.dealing import Roster
+from hpcinfer.recovery.dealing import STOP, TAG_WANT, WANT, Roster
 from hpcinfer.recovery.desk import Desk, Office
 from hpcinfer.recovery.feeder import Feeder, RowCounts
 from hpcinfer.recovery.journal import PartWriter
@@ -44,6 +44,7 @@ from hpcinfer.report.metrics import SPARE
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
+    from hpcinfer.comm.protocol import Pending
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Member:
         self._counts = RowCounts()
         self._part = ""  # of its finished rows
         self._place: dict[str, Any] = {}
+        self._word: Pending | None = None  # to the claimant, that this rank is to stop
         self._cache = {"kv_cache_bytes": 0, "num_blocks": 0}
         self._recoveries: list[dict[str, Any]] = []
 
@@ -199,7 +201,7 @@ class Member:
         if self._line is not None:
             self._part = group.broadcast_bytes(self._part.encode() if leader else None).decode()
         try:
-            replica.engine.run(leader)
+            replica.engine.run(leader, None if leader else self._pass_on)
         finally:
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
@@ -207,6 +209,12 @@ class Member:
             self._feeder.keep(replica.scheduler.unfinished())
         if self._desk is not None:
             self._desk.close()
+
+    def _pass_on(self) -> None:
+        """Tell the claimant, once, of a reason to stop that only this follower may have: leaders do so themselves."""
+        if self._serving.stopper.reason() is not None and self._word is None:
+            claimant = self._serving.election.term.rank
+            self._word = self._serving.mail.send_bytes(WANT.pack(STOP), claimant, TAG_WANT)
 
     def _lead(self, replica: Replica, stack: ExitStack) -> Leader:
         """Open what a leader needs, or go on with it."""
