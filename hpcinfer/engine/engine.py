@@ -48,6 +48,10 @@ class Engine:
             if batch is not None:
                 self._runner.forward(batch)
             self._step += 1
+            if record.token_ids:
+                self._metrics.timeline.step(len(record.token_ids))
+            else:
+                self._metrics.timeline.pause()
             if each_step is not None:
                 each_step()
         self.is_stopped = record.num_tokens == 0

@@ -130,7 +130,8 @@ class Member:
         """Say what this rank has done so far. Not collective; may be called from another thread."""
         metrics = self._serving.options.metrics
         report = rank_report(self._place, self._serving.kernels, metrics, self._counts)
-        return {**report, **self._cache, "recoveries": self._recoveries}
+        timeline = {} if self._desk is None else {"timeline": metrics.timeline.to_json()}
+        return {**report, **self._cache, **timeline, "recoveries": self._recoveries}
 
     def _live(self, stack: ExitStack) -> None:
         while True:
@@ -168,7 +169,7 @@ class Member:
                 self._desk.close()
                 return False
             pause()
-        while (view := answer_invitation(self._line, self._view.epoch) or self._found_myself()) is None:
+        while (view := answer_invitation(self._line, self._view) or self._found_myself()) is None:
             pause()
         self._view, self._plan, self._state = view, Plan.from_bytes(view.plan), State(0, 0, ())
         log.info("rank %d joins replica %d", self._rank, self._plan.replica)
@@ -249,11 +250,15 @@ class Member:
         snapshots = Snapshots(job.paths, job.index, job.attempt)
         source = RowSource(file, job.index, serving.preparer, serving.model_name, snapshots)
         rows = stack.enter_context(PrepareAhead(source))
+        return Feeder(source, rows, writer, self._open_desk(roster), self._counts)
+
+    def _open_desk(self, roster: Roster) -> Desk:
+        """Take the desk that this rank has had before, or a new one; the first claimant begins to claim with it."""
         if self._desk is None:
             self._desk = Desk(self._office, roster)
-        if self._view.epoch == 1 and self._rank == serving.election.term.rank:
-            self._desk.open()
-        return Feeder(source, rows, writer, self._desk, self._counts)
+            if self._rank == self._serving.election.term.rank:
+                self._desk.open()
+        return self._desk
 
     def _regroup(self, cause: str) -> None:
         """Agree with the other survivors on how to go on. Collective over the survivors."""
@@ -302,8 +307,11 @@ class Member:
         if all(self._spares.is_idle(rank) for rank in others):
             raise error
         log.warning("replica %d is given up: %s", self._plan.replica, error.found)
+        given_up = Roster(self._plan.replica, (), ())
+        if self._rank == self._serving.election.term.rank:
+            self._open_desk(given_up)
         if self._desk is not None:
-            self._desk.report(Roster(self._plan.replica, (), ()))
+            self._desk.report(given_up)
         self._feeder = None
         self._view = self._view._replace(members=())
         self._spares.announce()

@@ -4,6 +4,8 @@ import time
 from collections import Counter
 from contextlib import AbstractContextManager
 
+from hpcinfer.report.timeline import Timeline
+
 IDLE = "waiting for work"  # a phase in which a rank has nothing to do until another one gives it something
 SPARE = "waiting as a spare"  # a phase in which a rank has nothing to do until another one has died
 
@@ -18,6 +20,7 @@ class Metrics:
         self.seconds: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.peaks: dict[str, int] = {}
+        self.timeline = Timeline()
         self.place = ""  # the innermost phase that has begun and not ended
         self.moves = 0  # phases that have begun so far
 

@@ -1,0 +1,44 @@
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcinfer.report.timeline import Timeline
+
+
+def make(steps, interval_s=0.25):
+    """A timeline that begins at 1000, of (seconds after the last step, tokens)."""
+    with patch("time.time", return_value=1000.0):
+        timeline = Timeline(interval_s)
+    now = 1000.0
+    for after, tokens in steps:
+        now += after
+        timeline.step(tokens, now)
+    return timeline.to_json()
+
+
+STEPS = st.lists(st.tuples(st.floats(0, 30), st.integers(0, 64)), max_size=200)
+
+
+@given(steps=STEPS)
+def test_nothing_is_lost_however_long_a_run_is(steps):
+    found = make(steps)
+    assert sum(found["steps"]) == len(steps) and sum(found["tokens"]) == sum(tokens for _, tokens in steps)
+    assert len(found["steps"]) == len(found["tokens"]) == len(found["longest_s"]) <= 512
+    longest = max((after for after, _ in steps[1:]), default=0.0)
+    assert abs(max(found["longest_s"], default=0.0) - longest) < 1e-5
+
+
+def test_a_stall_is_seen_where_it_was():
+    found = make([(0.1, 8)] * 20 + [(1.5, 8)] + [(0.1, 8)] * 20)
+    assert [i for i, longest in enumerate(found["longest_s"]) if longest > 1] == [int(3.5 / 0.25)]
+    assert found["start_time"] == 1000.0 and found["interval_s"] == 0.25
+
+
+def test_pauses_are_no_steps():
+    with patch("time.time", return_value=0.0):
+        timeline = Timeline()
+    timeline.step(1, 1.0)
+    timeline.pause()
+    timeline.step(1, 9.0)
+    assert max(timeline.to_json()["longest_s"]) == 0.0
