@@ -144,24 +144,37 @@ def found(
     return view if view.members else None
 
 
-def answer_invitation(line: MpiGroup, epoch: int) -> View | None:
+def answer_invitation(line: MpiGroup, last: View) -> View | None:
     """Accept an invitation, if there is one, and wait for what comes of it. On a spare rank. Not collective.
 
     Args:
         line: all ranks of the world.
-        epoch: the last one that this rank has seen.
+        last: the view that has left this rank out.
 
     Returns:
         The view that this rank is a member of; None if nobody needs it now.
     """
+    _answer_latecomer(line, last)
     message = line.probe_bytes(_TAG_INVITE)
     if message is None:
         return None
     host, number = message[0], message[1].decode()
-    line.send_bytes(f"{number} {epoch}".encode(), host, _TAG_ACCEPT)
+    line.send_bytes(f"{number} {last.epoch}".encode(), host, _TAG_ACCEPT)
     data = _wait_for(line, host, _TAG_WELCOME)
     view = None if data is None else View.from_bytes(data)
-    return view if view is not None and line.rank in view.members and view.epoch > epoch else None
+    return view if view is not None and line.rank in view.members and view.epoch > last.epoch else None
+
+
+def _answer_latecomer(line: MpiGroup, last: View) -> None:
+    """Tell one that takes this rank for its coordinator that it is a spare rank too: others have died at the telling.
+
+    It waits for a view that is newer than its own.
+    """
+    message = line.probe_bytes(_TAG_JOIN)
+    if message is not None:
+        epoch = View.from_bytes(message[1]).epoch
+        view = last if last.epoch > epoch else View(epoch + 1, ())
+        line.send_bytes(view.to_bytes(), message[0], _TAG_VIEW)
 
 
 @dataclass
@@ -193,7 +206,8 @@ class _Coordinator:
         for rank in ranks:
             self.line.send_bytes(view.to_bytes(), rank, _TAG_VIEW)
         for rank in ranks:
-            _wait_for(self.line, rank, _TAG_GONE)
+            while (data := _wait_for(self.line, rank, _TAG_GONE)) is not None and int(data) != view.epoch:
+                continue  # what it said to an earlier coordinator
 
     def _collect(self, guests: Guests) -> None:
         """Wait until every rank that may know something has come, or is dead."""
@@ -228,7 +242,7 @@ def _follow(line: MpiGroup, old: View, offer: bytes, coordinator: int) -> View |
         view = View.from_bytes(data)
         if view.epoch > old.epoch:
             if line.rank not in view.members:
-                line.send_bytes(b"", coordinator, _TAG_GONE)
+                line.send_bytes(str(view.epoch).encode(), coordinator, _TAG_GONE)
             return view
     return None
 

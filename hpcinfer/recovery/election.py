@@ -32,8 +32,7 @@ class Election:
         self.term = Term(0, first_rank, "")
 
     def stand(self, rank: int, lease: str) -> bool:
-        """Try to begin the next term; says whether it is ours. Not collective."""
-        self.follow()
+        """Try to begin the term after the last one that this rank knows; says whether it is ours. Not collective."""
         is_ours = self._publish(Term(self.term.number + 1, rank, lease))
         self.follow()
         return is_ours

@@ -10,24 +10,20 @@ happens: the launcher ends the job at the first death.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, found, regroup
+from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, regroup
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.engine.leader import Leader
 from hpcinfer.engine.outputs import Outputs
-from hpcinfer.engine.replica import Replica, needed_bytes
+from hpcinfer.engine.replica import Replica
 from hpcinfer.engine.request import Request
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedError
 from hpcinfer.model.refill import HeldWeights
-from hpcinfer.partition.layout import smaller_meshes
-from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.dealing import STOP, TAG_WANT, WANT, Roster
 from hpcinfer.recovery.desk import Desk, Office
 from hpcinfer.recovery.feeder import Feeder, RowCounts
@@ -39,6 +35,7 @@ from hpcinfer.recovery.sidecar import rows_of_part
 from hpcinfer.recovery.snapshots import Snapshots
 from hpcinfer.recovery.spares import Spares
 from hpcinfer.recovery.state import State, free_memory, observe
+from hpcinfer.recovery.succession import Plan, Succession
 from hpcinfer.recovery.writer_thread import WriterThread
 from hpcinfer.report.metrics import SPARE
 
@@ -47,28 +44,6 @@ if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Pending
 
 log = logging.getLogger(__name__)
-
-
-class Plan(NamedTuple):
-    """What a replica is after it has regrouped."""
-
-    replica: int
-    pp: int
-    tp: int
-
-    @property
-    def mesh(self) -> Mesh:
-        """Of the replica."""
-        return Mesh(1, self.pp, self.tp)
-
-    def to_bytes(self) -> bytes:
-        """Encode."""
-        return json.dumps(self).encode()
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Plan:
-        """Decode what `to_bytes` made."""
-        return Plan(*json.loads(data))
 
 
 class Member:
@@ -87,10 +62,11 @@ class Member:
         self._view = View(1, places[0][1].members if places else ())
         self._plan = Plan(places[0][0], places[0][1].mesh.pp, places[0][1].mesh.tp) if places else Plan(-1, 1, 1)
         self._spares = Spares(serving.mail, layout.spares)
+        self._succession = Succession(serving, line, self._spares)
         self._office = Office(
             serving.mail, serving.job, serving.election, serving.lease_timeout_s,
             tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
-            self._spares.is_idle, self._found, serving.stopper,
+            self._spares.is_idle, self._succession.replace, serving.stopper,
         )  # fmt: skip
         self._state = State(0, 0, ())
         self._replica: Replica | None = None
@@ -169,7 +145,7 @@ class Member:
                 self._desk.close()
                 return False
             pause()
-        while (view := answer_invitation(self._line, self._view) or self._found_myself()) is None:
+        while (view := answer_invitation(self._line, self._view) or self._succession.replace_all(self._view)) is None:
             pause()
         self._view, self._plan, self._state = view, Plan.from_bytes(view.plan), State(0, 0, ())
         log.info("rank %d joins replica %d", self._rank, self._plan.replica)
@@ -287,19 +263,8 @@ class Member:
 
     def _decide(self, offers: Offers, guests: Guests) -> Decision:
         """Choose members and mesh, on the coordinator: the new leader."""
-        states = [State.from_bytes(offer) for offer in offers.values() if offer]
-        self._state = max(states, key=lambda state: state.progress)
-        size = self._serving.layout.replicas[self._plan.replica].mesh.replica_size
-        self._spares.forget(offers)
-        members = [*offers, *guests.invite(self._spares.known(), size - len(offers))]
-        self._spares.forget(members)
-        free_bytes = min(state.free_bytes for state in states)
-        meshes = smaller_meshes(self._plan.mesh, min(size, len(members)), self._serving.limits)
-        serving = self._serving
-        fitting = [mesh for mesh in meshes if needed_bytes(serving.store, mesh, serving.options) <= free_bytes]
-        mesh = (fitting or meshes)[0]
-        plan = Plan(self._plan.replica, mesh.pp, mesh.tp)
-        return Decision(tuple(members[: mesh.replica_size]), plan.to_bytes())
+        decision, self._state = self._succession.decide(self._plan, offers, guests)
+        return decision
 
     def _dissolve(self, error: HpcInferError) -> None:
         """Give the replica up: its ranks become spare ones, its rows go to other replicas."""
@@ -315,32 +280,6 @@ class Member:
         self._feeder = None
         self._view = self._view._replace(members=())
         self._spares.announce()
-
-    def _found(self, lost: Roster) -> None:
-        """Have spare ranks found a replica anew none of whose ranks is left. On the claimant."""
-        if self._line is None:
-            return
-        size = self._serving.layout.replicas[lost.replica].mesh.replica_size
-        view = found(self._line, self._spares.known(), size, lambda members: self._founding(lost.replica, members))
-        log.warning("replica %d is lost%s", lost.replica, "" if view is None else "; spare ranks take its place")
-        if view is not None:
-            self._spares.forget(view.members)
-
-    def _found_myself(self) -> View | None:
-        """Found the first replica anew when only spare ranks are left, on the lowest of them."""
-        assert self._line is not None
-        living = [rank for rank in range(self._line.size) if rank not in self._line.failed()]
-        if living[0] != self._rank or not all(rank == self._rank or self._spares.is_idle(rank) for rank in living):
-            return None
-        log.warning("all replicas are lost; spare ranks go on")
-        size = self._serving.layout.replicas[0].mesh.replica_size
-        return found(self._line, living[1:], size, lambda members: self._founding(0, members), host=self._view)
-
-    def _founding(self, replica: int, members: Sequence[int]) -> Decision:
-        """Choose the mesh of a replica of spare ranks."""
-        before = self._serving.layout.replicas[replica].mesh
-        mesh = smaller_meshes(before, len(members), self._serving.limits)[0]
-        return Decision(tuple(members[: mesh.replica_size]), Plan(replica, mesh.pp, mesh.tp).to_bytes())
 
     def _note(self, **facts: float | None) -> None:
         """Add to what is known of the last recovery."""

@@ -51,13 +51,13 @@ def main():
     try:
         while True:
             if line.rank not in view.members:
-                found = answer_invitation(line, view.epoch)
+                found = answer_invitation(line, view)
                 if found is None:
                     continue
                 view, step = found, int(found.plan)
             try:
-                for step in work(TolerantGroup(line, view.members, view.epoch), step):
-                    pass
+                for done in work(TolerantGroup(line, view.members, view.epoch), step):
+                    step = done
                 line.revoke()
                 break
             except RevokedError:
