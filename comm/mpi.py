@@ -13,12 +13,12 @@ from typing import ParamSpec, TypeVar
 
 from mpi4py import MPI
 
+from hpcinfer.comm.library import is_fault_tolerant
 from hpcinfer.comm.protocol import Buffer
 from hpcinfer.errors import RankFailedError, RevokedError
 
 _SPIN_S = 0.002  # wait without sleeping this long, then in naps
 _NAP_S = 0.0002
-_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set by mpiexec --with-ft ulfm
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class MpiGroup:
         self._comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
-        self.is_tolerant = os.environ.get(_TOLERANCE, "").lower() in ("1", "true", "yes")
+        self.is_tolerant = is_fault_tolerant()
         self._failed: frozenset[int] = frozenset()
 
     @_translated

@@ -10,7 +10,7 @@ from hpcinfer import __version__
 from hpcinfer.comm.launcher import let_first_speak, read_launch
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError, storage_error
 
-COMMANDS = ("run", "convert", "evaluate", "inspect", "status", "merge")
+COMMANDS = ("run", "convert", "evaluate", "inspect", "status", "merge", "doctor", "supervise")
 
 
 class _Parser(argparse.ArgumentParser):
