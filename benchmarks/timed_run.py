@@ -37,11 +37,14 @@ class ExclusiveMetrics(Metrics):
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of a block to a phase, without that of phases and kernels in it."""
         self._note_kernels()
+        outer, self.place = self.place, name
+        self.moves += 1
         start = time.perf_counter()
         self._inside.append(0.0)
         try:
             yield
         finally:
+            self.place = outer
             self._note_kernels()
             elapsed = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside.pop()

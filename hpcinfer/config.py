@@ -236,7 +236,10 @@ class JobOptions:
     retry_errors: bool = option(False, "compute rows again that ended in error records")
     fail_on_error: bool = option(False, "exit with 1 if any row ended in an error record")
     lease_timeout: float = option(180.0, "seconds without a sign of life after which another job's work is taken over")
-    hang_timeout: float = option(600.0, "seconds without progress after which a rank is treated as dead; 0 is never")
+    hang_timeout: float = option(
+        600.0, "seconds without progress after which a rank is treated as dead, twice that where nobody waits for it;"
+        " 0 is never"
+    )
     time_limit: float | None = option(
         None, "stop in time for this end, from the start of the process; the allocation's own end, where Slurm says"
         " one, counts too", metavar="SECONDS|HH:MM:SS", parse=parse_duration

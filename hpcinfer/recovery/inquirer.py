@@ -23,7 +23,7 @@ SUSPECT = 0.75  # of the timeout: who stands still for so long asks
 TURN = 0.05  # of the timeout: ranks take turns to ask without a reason, so that the first one alive does
 _MOST_TURNS = 10
 _TESTIFY, _JUDGE, _STAND_IN = 0.1, 0.25, 0.5  # of the timeout, since the inquiry; the last for other ranks
-_UNMISSED = 0.75  # the same, where nobody waits for those that do not answer
+_UNMISSED = 1.0  # the same, where nobody waits for those that do not answer
 _ASKING = (Kind.WAITING, Kind.IDLE, Kind.STUCK)
 
 

@@ -134,7 +134,7 @@ def test_rank_that_nobody_waits_for_is_found_too(tmp_path: Path, silent: int) ->
     ranks.silent = {silent}
     ranks.tick_until(10 * TIMEOUT_S)
     when, verdict, _ = ranks.found[2]
-    assert list(verdict.missing) == [silent] and TIMEOUT_S < when <= 2 * TIMEOUT_S
+    assert list(verdict.missing) == [silent] and 2 * TIMEOUT_S <= when <= 2.2 * TIMEOUT_S
 
 
 @pytest.mark.parametrize("start_s", range(5, 200, 15))
@@ -144,7 +144,7 @@ def test_hang_is_found_in_time_whenever_it_begins(tmp_path: Path, start_s: int) 
     ranks.all_are(Kind.WAITING)
     ranks.silent = {1}
     ranks.tick_until(1000)
-    assert TIMEOUT_S - 30 <= ranks.found[0][0] - start_s <= 1.1 * TIMEOUT_S
+    assert 0.95 * TIMEOUT_S <= ranks.found[0][0] - start_s <= 1.1 * TIMEOUT_S
 
 
 def test_rank_that_answers_late_is_not_missing(tmp_path: Path) -> None:
