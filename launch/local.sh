@@ -3,6 +3,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mpirun=${HPCINFER_MPIRUN:-mpirun}                  # launcher of the MPI that mpi4py loads
+tolerant=${HPCINFER_FAULT_TOLERANCE:-no}           # yes: the other ranks go on when one dies (Open MPI 5)
 cores=${HPCINFER_CORES:-$(nproc)}                  # cores that the ranks may use together
 
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -20,6 +21,7 @@ flags=(-n "$ranks")
 if [[ $version == *"Open MPI"* ]]; then
     flags+=(--bind-to none)                        # bind.sh sets the threads; ranks of one node share its cores
     export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1} OMPI_MCA_btl=${OMPI_MCA_btl:-self,sm,tcp}  # no search for fabrics
+    [ "$tolerant" != yes ] || flags+=(--with-ft ulfm)
     if [ "$ranks" -ge "$cores" ]; then             # a spinning rank takes the core that another needs
         flags+=(--oversubscribe)
         export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}

@@ -6,7 +6,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mpirun=${HPCINFER_MPIRUN:-mpirun}                  # launcher of the MPI that mpi4py loads
 hostfile=${HPCINFER_HOSTFILE:-}                    # one host name a line; without it the allocation decides
-per_node=${HPCINFER_RANKS_PER_NODE:-1}             # ranks on each node
+per_node=${HPCINFER_RANKS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-1}}  # ranks on each node
+tolerant=${HPCINFER_FAULT_TOLERANCE:-no}           # yes: the other ranks go on when one dies (Open MPI 5, over TCP)
 threads=${HPCINFER_THREADS:-${SLURM_CPUS_PER_TASK:-1}}  # cores of each rank
 read -r -a more <<<"${HPCINFER_MPIRUN_FLAGS:-}"    # anything that the site needs, as --mca btl_tcp_if_include NAME
 
@@ -18,6 +19,7 @@ export HPCINFER_THREADS=$threads
 if [[ $("$mpirun" --version 2>&1) == *"Open MPI"* ]]; then
     flags=(--map-by "ppr:$per_node:node:pe=$threads" -x PATH -x HPCINFER_THREADS)
     [ -z "$hostfile" ] || flags+=(--hostfile "$hostfile")
+    [ "$tolerant" != yes ] || flags+=(--with-ft ulfm --mca pml ob1)
 else
     nodes=${SLURM_NNODES:-1}
     [ -z "$hostfile" ] || nodes=$(grep -c '[^[:space:]]' "$hostfile")

@@ -50,6 +50,12 @@ def test_local_yields_when_cores_are_shared(tmp_path: Path) -> None:
     assert "--oversubscribe" not in alone and "when_idle" not in alone and "HPCINFER_THREADS=4" in alone
 
 
+@pytest.mark.parametrize("script", [("launch/local.sh", "4"), ("launch/mpirun.sh",)])
+def test_fault_tolerance_is_asked_for_by_a_variable(tmp_path: Path, script: tuple[str, ...]) -> None:
+    assert "--with-ft ulfm" in launch(tmp_path, *script, "work", HPCINFER_FAULT_TOLERANCE="yes")
+    assert "ulfm" not in launch(tmp_path, *script, "work")
+
+
 def test_local_gives_mpich_no_flags_of_open_mpi(tmp_path: Path) -> None:
     said = launch(tmp_path, "launch/local.sh", "4", "work", mpi="HYDRA build details", HPCINFER_CORES="2")
     assert "mpirun -n 4 " in said and "oversubscribe" not in said and "OMPI" not in said
