@@ -207,14 +207,14 @@ class MpiGroup:
     def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
         """Take one waiting message of that tag from any living rank: (rank, bytes), or None at once."""
         status = MPI.Status()
-        try:
-            message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
-        except MPI.Exception as error:
-            if error.Get_error_class() == MPI.ERR_REVOKED or rank_failure(error) is None:
-                raise
-            self._comm.Ack_failed(self.size)  # from now on "any" means those that live
-            message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
-        return None if message is None else (status.Get_source(), _take(message, status))
+        while True:
+            try:
+                message = self._comm.Improbe(MPI.ANY_SOURCE, tag, status)
+                return None if message is None else (status.Get_source(), _take(message, status))
+            except MPI.Exception as error:
+                if error.Get_error_class() == MPI.ERR_REVOKED or rank_failure(error) is None:
+                    raise
+                self._comm.Ack_failed(self.size)  # from now on "any" means those that live
 
     @_translated
     def split(self, color: int, key: int) -> "MpiGroup":

@@ -7,7 +7,8 @@ A death of any watched rank ends every call with `RankFailedError`; the survivor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
 
 _TAGS, _CONTEXTS, _EPOCHS = 64, 16, 1 << 20  # of a group, of an epoch, before numbers come again
+_LONG_S = 0.02  # who waits for bytes longer than this is idle
 _TAG_OBJECT, _TAG_ARRAY = 62, 63  # of collectives; lower ones are for messages
 
 
@@ -41,6 +43,7 @@ class TolerantGroup:
         self._watched = frozenset(watched or members)
         self._base = ((epoch % _EPOCHS) * _CONTEXTS + context) * _TAGS
         self._num_splits = 0
+        self.while_idle: Callable[[], None] | None = None  # called while a rank has waited for bytes for long
 
     def check(self) -> None:
         """Raise if a watched rank is known to have died. Not collective.
@@ -106,9 +109,11 @@ class TolerantGroup:
 
     def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
         """Wait for bytes; yields the core while waiting."""
-        pause = self._line.pause()
+        pause, start = self._line.pause(), time.monotonic()
         while (data := self._line.probe_bytes_of(self.members[peer], self._base + tag)) is None:
             self.check()
+            if self.while_idle is not None and time.monotonic() - start > _LONG_S:
+                self.while_idle()
             pause()
         return data
 

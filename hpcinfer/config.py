@@ -217,6 +217,8 @@ class EngineOptions:
     threads: int | None = option(
         None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
     )
+    refill: str = option("auto", "where a rank takes weights after a death, beyond its own memory: the store, ranks of"
+                         " other replicas (sister), or what is faster (auto)", choices=("auto", "sister", "store"))
     debug_lockstep: bool = option(False, "compare a digest of the schedule across each replica every step")
 
 

@@ -32,3 +32,9 @@ def start_logging(*, is_root: bool, who: str = "", debug: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO if is_root else logging.WARNING)
+
+
+def show_info() -> None:
+    """Show INFO from now on, on the rank that is the root since the first one has died."""
+    logger = logging.getLogger("hpcinfer")
+    logger.setLevel(min(logger.level, logging.INFO))

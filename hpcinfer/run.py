@@ -15,7 +15,7 @@ from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, start_world, survive
 from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, RunOptions, SamplingParams
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, RankFailedError
-from hpcinfer.log import start_logging
+from hpcinfer.log import show_info, start_logging
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.report.slow_ranks import pace_of
@@ -115,6 +115,8 @@ def _end_early(world: "Collectives", options: RunOptions, stopped: "Stopped") ->
     """Say what becomes of a job that was stopped. Collective over the world."""
     from hpcinfer.recovery.stopping import farewell
 
+    if world.rank == 0:
+        show_info()
     line = on_root(world, lambda: farewell(stopped, requeue=options.job.requeue).encode()).decode()
     log.info("%s", line)
     return EXIT_RESUMABLE
@@ -159,6 +161,8 @@ def _finish(
     from hpcinfer.recovery.snapshots import remove_snapshots
     from hpcinfer.recovery.stopping import agree_to_stop
 
+    if world.rank == 0:
+        show_info()
     paths = facts.setup.job.paths
     with facts.phases.phase("merge"):
         stopped = agree_to_stop(stopper, facts.setup.job, world)

@@ -50,8 +50,9 @@ def command(args: argparse.Namespace) -> int:
     from hpcinfer.recovery.leases import incarnation_name
     from hpcinfer.recovery.stopping import Stopper
     from hpcinfer.recovery.time_limit import TimeLimit, find_period
+    from hpcinfer.supervision.base import Outcome
     from hpcinfer.supervision.job_watch import JobWatch
-    from hpcinfer.supervision.loop import Outcome, Supervisor
+    from hpcinfer.supervision.loop import Supervisor
     from hpcinfer.supervision.nodes import Roster
     from hpcinfer.supervision.plan import make_plan
 

@@ -99,6 +99,19 @@ def test_values_that_need_parsing_are_refused_with_what_is_wrong(capsys):
     assert "--logit-bias: '5'" in usage_error(capsys, "--logit-bias", "5", config=SamplingParams)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("0", 0), ("5400", 5400), ("90:00", 5400), ("1:30:00", 5400), ("1:30", 90), ("1-06:00:00", 108000),
+    ("100:00:00", 360000),
+])  # fmt: skip
+def test_times_are_seconds_or_what_slurm_shows(text, seconds):
+    assert read("--time-limit", text, config=JobOptions).time_limit == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-5", "1.5", "1-06", "1-06:00", "1:2:3:4", "1:", ":30", "1h", "1e3", "٣"])
+def test_times_that_may_mean_something_else_are_refused(capsys, text):
+    assert "expected seconds, or a time as 1:30:00" in usage_error(capsys, f"--time-limit={text}", config=JobOptions)
+
+
 def test_given_options_are_only_what_the_user_said():
     parser = parser_of(SamplingParams, given_only=True)
     assert given_options(parser.parse_args([]), SamplingParams) == {}

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from hpcinfer.engine.batch import Batch
 from hpcinfer.engine.frontend import Frontend
@@ -20,7 +21,20 @@ _FIRST_TOKENS = 64
 class Leader:
     """Writes the step records of one replica."""
 
-    def __init__(self, scheduler: Scheduler, outputs: Outputs, frontend: Frontend, runner: Runner) -> None:
+    def __init__(
+        self, scheduler: Scheduler, outputs: Outputs, frontend: Frontend, runner: Runner,
+        *, while_idle: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Begin.
+
+        Args:
+            scheduler: of the replica.
+            outputs: of its sequences.
+            frontend: the world outside.
+            runner: of this rank.
+            while_idle: called again and again while there is nothing to compute.
+        """
+        self._while_idle = while_idle
         self._scheduler, self.outputs, self._frontend = scheduler, outputs, frontend
         self._pipeline, self._metrics = runner.pipeline, runner.metrics
         self._resumed: list[Request] = []
@@ -55,6 +69,8 @@ class Leader:
         with self._metrics.phase(IDLE):
             while not (requests or self._frontend.is_exhausted() or self._frontend.is_stopping()):
                 self._frontend.wait()
+                if self._while_idle is not None:
+                    self._while_idle()
                 requests = self._take(num_ending)
         return requests
 

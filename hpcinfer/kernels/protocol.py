@@ -154,13 +154,14 @@ class Kernels(Protocol):
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Any:
         """Prepare the last norm and the output head, [G, U, D]."""
 
-    def give_back(self, prepared: Any, name: str, units: range) -> Weight | None:
+    def give_back(self, prepared: Any, name: str, units: range, outs: range | None = None) -> Weight | None:
         """Give back units of a prepared weight, unquantised ones as float32; the source of a rank that refills.
 
         Args:
             prepared: of one of the four above.
             name: as in the store: embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head.
             units: of those that it was prepared from, counted from 0.
+            outs: outputs of each unit; all if not given.
 
         Returns:
             None if these kernels do not keep it in a form that can be given back.

@@ -173,7 +173,7 @@ class ReferenceKernels:
         gate, up = self._linear(weights.gate, hidden), self._linear(weights.up, hidden)
         return _Mlp(eps, self.vector(weights.norm), gate, up, self.linear(weights.down, width))
 
-    def give_back(self, prepared: object, name: str, units: range) -> None:
+    def give_back(self, prepared: object, name: str, units: range, outs: range | None = None) -> None:
         """Nothing: the store has it."""
 
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> _Head:

@@ -3,6 +3,7 @@
 Powers are taken one by one by libm; sine and cosine are own polynomials out of exact elementwise operations.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ _COS = (4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.4801587289476
         -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11)  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1)  # the only table of a process; made anew it would take a part of a recovery
 def rope_table(max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """Cosines and sines of every position: float32 [max_len, 2, head_size / 2]."""
     frequencies = inverse_frequencies(head_size, theta, scaling)

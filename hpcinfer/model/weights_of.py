@@ -1,6 +1,10 @@
 """The weights of one rank, read from a store and prepared for the kernels."""
 
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,7 +54,7 @@ class LoadOptions(NamedTuple):
 
 
 def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: LoadOptions) -> StageWeights:
-    """Read the weights of one rank, file by file.
+    """Read the weights of one rank, file by file; a thread reads while this one prepares.
 
     Not collective.
 
@@ -63,57 +67,63 @@ def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: 
     Raises:
         StoreError: a damaged store.
     """
-    config, reader = store.config, _Reader(store, kernels, plan, options.dtype)
-    table = reader.weight("embed_tokens", plan.run) if plan.is_first or _is_tied_head(config, plan) else None
-    embed = kernels.prepare_table(table) if plan.is_first and table is not None else None
-    head = None
-    if plan.is_last:
-        weight = table if config.tie_word_embeddings and table is not None else reader.weight("lm_head", plan.run)
-        head = kernels.prepare_head(reader.whole("norm"), weight, config.rms_norm_eps)
+    config, reader = store.config, _Reader(store, plan, options.dtype)
     rope = kernels.rope_table(options.max_len, config.head_size, config.rope_theta, config.rope_scaling)
-    layers = tuple(_load_layer(config, reader, layer, rope) for layer in plan.layers)
+    halves = [(half, layer) for layer in plan.layers for half in (reader.attention, reader.mlp)]
+    reads: list[Callable[[], Any]] = [reader.outer, *(partial(half, layer) for half, layer in halves)]
+    with closing(_in_advance(reads)) as found:
+        embed, head = _prepare_outer(next(found), config, kernels, plan)
+        layers = tuple(_prepare_layer(found, config, kernels, plan, layer, rope) for layer in plan.layers)
     return StageWeights(embed, layers, head)
 
 
-def _is_tied_head(config: ModelConfig, plan: ShardPlan) -> bool:
-    return plan.is_last and config.tie_word_embeddings
+def _in_advance(reads: Sequence[Callable[[], Any]]) -> Generator[Any, None, None]:
+    """What each of them reads, in order; while the caller works with one, a thread reads the next."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(reads[0])
+        for read in reads[1:]:
+            found = coming.result()
+            coming = pool.submit(read)
+            yield found
+        yield coming.result()
 
 
-def _load_layer(config: ModelConfig, reader: "_Reader", layer: int, rope: Array) -> LayerWeights:
-    name = f"layers.{layer}"
-    return LayerWeights(
-        attention=_load_attention(config, reader, layer, rope),
-        o_bias=reader.vector(f"{name}.o_proj", "bias") if config.o_bias else None,
-        mlp=_load_mlp(config, reader, name),
-        down_bias=reader.vector(f"{name}.down_proj", "bias") if config.mlp_bias else None,
-    )
+class _Outer(NamedTuple):
+    """What is outside of the layers, as read."""
+
+    table: Weight | None
+    norm: np.ndarray | None  # last stage
+    head: Weight | None  # last stage
 
 
-def _load_attention(config: ModelConfig, reader: "_Reader", layer: int, rope: Array) -> Any:
-    name, run, heads = f"layers.{layer}", reader.plan.run, kv_heads(config, reader.plan)
-    weights = AttentionWeights(
-        norm=reader.whole(f"{name}.input_layernorm"),
-        q=reader.linear(f"{name}.q_proj", run, has_bias=config.qkv_bias),
-        k=reader.linear(f"{name}.k_proj", heads, has_bias=config.qkv_bias),
-        v=reader.linear(f"{name}.v_proj", heads, has_bias=config.qkv_bias),
-        o=reader.weight(f"{name}.o_proj", run),
-        q_norm=reader.whole(f"{name}.q_norm") if config.qk_norm else None,
-        k_norm=reader.whole(f"{name}.k_norm") if config.qk_norm else None,
-    )
+class _Half(NamedTuple):
+    """Half a layer, as read, and the bias of its finished sum."""
+
+    weights: Any  # AttentionWeights or MlpWeights
+    bias: np.ndarray | None
+
+
+def _prepare_outer(outer: _Outer, config: ModelConfig, kernels: Kernels, plan: ShardPlan) -> tuple[Any, Any]:
+    """The vocabulary table of the first stage, and the head of the last one."""
+    embed = kernels.prepare_table(outer.table) if plan.is_first and outer.table is not None else None
+    if outer.head is None or outer.norm is None:
+        return embed, None
+    return embed, kernels.prepare_head(outer.norm, outer.head, config.rms_norm_eps)
+
+
+def _prepare_layer(
+    halves: Iterator[_Half], config: ModelConfig, kernels: Kernels, plan: ShardPlan, layer: int, rope: Array
+) -> LayerWeights:
     window = config.windows[layer] if config.windows else 0
-    shape = AttentionShape(head_layout(config, reader.plan), config.rms_norm_eps, rope, window)
-    return reader.kernels.prepare_attention(weights, shape)
+    shape = AttentionShape(head_layout(config, plan), config.rms_norm_eps, rope, window)
+    weights, bias = next(halves)
+    attention, o_bias = kernels.prepare_attention(weights, shape), _vector(kernels, bias)
+    weights, bias = next(halves)
+    return LayerWeights(attention, o_bias, kernels.prepare_mlp(weights, config.rms_norm_eps), _vector(kernels, bias))
 
 
-def _load_mlp(config: ModelConfig, reader: "_Reader", name: str) -> Any:
-    run = reader.plan.run
-    weights = MlpWeights(
-        norm=reader.whole(f"{name}.post_attention_layernorm"),
-        gate=reader.linear(f"{name}.gate_proj", run, has_bias=config.mlp_bias),
-        up=reader.linear(f"{name}.up_proj", run, has_bias=config.mlp_bias),
-        down=reader.weight(f"{name}.down_proj", run),
-    )
-    return reader.kernels.prepare_mlp(weights, config.rms_norm_eps)
+def _vector(kernels: Kernels, values: np.ndarray | None) -> Array | None:
+    return None if values is None else kernels.vector(values)
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,42 @@ class _Reader:
     """Reads parameters in the precision asked for."""
 
     store: WeightSource
-    kernels: Kernels
     plan: ShardPlan
     dtype: str
+
+    def outer(self) -> _Outer:
+        """What is outside of the layers."""
+        plan, is_tied = self.plan, self.store.config.tie_word_embeddings
+        table = self.weight("embed_tokens", plan.run) if plan.is_first or (plan.is_last and is_tied) else None
+        if not plan.is_last:
+            return _Outer(table, None, None)
+        return _Outer(table, self.whole("norm"), table if is_tied else self.weight("lm_head", plan.run))
+
+    def attention(self, layer: int) -> _Half:
+        """The attention half of a layer."""
+        config, name, run = self.store.config, f"layers.{layer}", self.plan.run
+        heads = kv_heads(config, self.plan)
+        weights = AttentionWeights(
+            norm=self.whole(f"{name}.input_layernorm"),
+            q=self.linear(f"{name}.q_proj", run, has_bias=config.qkv_bias),
+            k=self.linear(f"{name}.k_proj", heads, has_bias=config.qkv_bias),
+            v=self.linear(f"{name}.v_proj", heads, has_bias=config.qkv_bias),
+            o=self.weight(f"{name}.o_proj", run),
+            q_norm=self.whole(f"{name}.q_norm") if config.qk_norm else None,
+            k_norm=self.whole(f"{name}.k_norm") if config.qk_norm else None,
+        )
+        return _Half(weights, self.whole(f"{name}.o_proj", "bias") if config.o_bias else None)
+
+    def mlp(self, layer: int) -> _Half:
+        """The MLP half of a layer."""
+        config, name, run = self.store.config, f"layers.{layer}", self.plan.run
+        weights = MlpWeights(
+            norm=self.whole(f"{name}.post_attention_layernorm"),
+            gate=self.linear(f"{name}.gate_proj", run, has_bias=config.mlp_bias),
+            up=self.linear(f"{name}.up_proj", run, has_bias=config.mlp_bias),
+            down=self.weight(f"{name}.down_proj", run),
+        )
+        return _Half(weights, self.whole(f"{name}.down_proj", "bias") if config.mlp_bias else None)
 
     def linear(self, name: str, units: range, *, has_bias: bool) -> Linear:
         """A weight split over units, with the bias of the same units."""
@@ -136,10 +179,6 @@ class _Reader:
         if scales is not None or self.dtype in ("auto", "float32", stored):
             return Weight(values, stored, scales)
         return Weight(round_to(to_float32(values, stored), self.dtype), self.dtype)
-
-    def vector(self, name: str, kind: str = "weight") -> Array:
-        """A vector that is not split, prepared."""
-        return self.kernels.vector(self.whole(name, kind))
 
     def whole(self, name: str, kind: str = "weight") -> np.ndarray:
         """A vector that is not split, as float32."""

@@ -88,6 +88,7 @@ class Claimer:
         self._takeable = deque(block for block in self._takeable if block not in adopted)
         for block in sorted(adopted):
             self._link(block, int(self._generations[block]) + 1)
+        self._next_search = 0.0  # what else that claimant had is about to be free
 
     def rest(self, blocks: Iterable[int], held: Set[int]) -> list[Claim]:
         """Claims that this job has, for those rows of blocks that are neither finished nor `held`. Not collective."""

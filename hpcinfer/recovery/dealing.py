@@ -69,8 +69,13 @@ class Roster(NamedTuple):
     """Who a replica is, and what it works on: its leader tells the claimant when either is not what was known."""
 
     replica: int
-    members: tuple[int, ...]  # ranks of the world; the first one leads
+    members: tuple[int, ...]  # ranks of the world; none if it was given up
     held: tuple[Deal, ...] | None = None  # rows that are not finished; None: what was dealt and is not finished
+
+    @property
+    def leader(self) -> int:
+        """Its leader; -1 if the replica was given up."""
+        return self.members[0] if self.members else -1
 
     def to_bytes(self) -> bytes:
         """Encode."""
@@ -93,7 +98,8 @@ class Dealer:
         self._blocks = {r.replica: {deal.block for deal in r.held or ()} for r in rosters}  # dealt, by replica
         self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
         self._told: set[int] = set()  # leaders that know of the end
-        self._first_round: list[int] | None = []  # leaders that had their first share; None once all have
+        is_later = any(roster.held is not None for roster in rosters)  # another claimant has begun to deal
+        self._first_round: list[int] | None = None if is_later else []  # leaders that had their share; None: all had
         self._is_small: bool | None = None  # whether the job is dealt as cards are; None until the first leader asks
         self._pool: list[Deal] = []  # blocks that are claimed and laid out
         self._is_stopping = False
@@ -172,7 +178,8 @@ class Dealer:
         if not self._is_stopping:
             self._is_stopping = True
             for roster in self.rosters.values():
-                self._send(roster.members[0], Answer(True, is_stop=True))
+                if roster.members:
+                    self._send(roster.leader, Answer(True, is_stop=True))
 
     def _send(self, leader: int, answer: Answer) -> None:
         self._sent.keep(self._mail.send_bytes(answer.to_bytes(), leader, TAG_DEAL))
@@ -181,11 +188,11 @@ class Dealer:
 
     def _is_done(self, rank: int) -> bool:
         """Whether nothing more is to be said to a rank: it is dead, or its leader knows of the end."""
-        told = (roster.members for roster in self.rosters.values() if roster.members[0] in self._told)
+        told = (roster.members for roster in self.rosters.values() if roster.leader in self._told)
         return rank in self._dead or any(rank in members for members in told)
 
     def _replica_of(self, leader: int) -> int | None:
-        return next((r.replica for r in self.rosters.values() if r.members[0] == leader), None)
+        return next((r.replica for r in self.rosters.values() if r.leader == leader), None)
 
     def _answer(self, leader: int, wanted: int) -> Answer | None:
         """Blocks for about so many rows; None if there are none now, or if others come first."""

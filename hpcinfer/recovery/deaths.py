@@ -151,10 +151,10 @@ def _publish(paths: JobPaths, left: Left, cause: str, name: str) -> bool:
         return False
     paths.deaths.mkdir(exist_ok=True)
     death = Death(left.rows, len(left.rows) == 1, cause, left.attempt, left.holder.host, left.crash)
-    is_first = publish_bytes(paths.death(name), json.dumps(death._asdict()).encode())
+    is_first = publish_bytes(paths.death(name), json.dumps(death._asdict()).encode(), sync=False)
     if is_first:
-        log.warning("a replica on %s died with %d rows in flight (%s)%s", left.holder.host, len(left.rows), cause,
-                    f":\n{_gist(left.crash)}" if left.crash else "")
+        log.warning("a rank of the replica on %s died with %d rows in flight (%s)%s", left.holder.host,
+                    len(left.rows), cause, f":\n{_gist(left.crash)}" if left.crash else "")
     return is_first
 
 

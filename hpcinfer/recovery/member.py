@@ -14,6 +14,7 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, regroup
@@ -31,6 +32,7 @@ from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.leases import incarnation_name
 from hpcinfer.recovery.rows import PrepareAhead, RowSource
 from hpcinfer.recovery.serve import Serving, place_of, rank_report
+from hpcinfer.recovery.sharing import Sharing
 from hpcinfer.recovery.sidecar import rows_of_part
 from hpcinfer.recovery.snapshots import Snapshots
 from hpcinfer.recovery.spares import Spares
@@ -70,6 +72,7 @@ class Member:
         )  # fmt: skip
         self._state = State(0, 0, ())
         self._replica: Replica | None = None
+        self._sharing = Sharing(serving, line)
         self._held: HeldWeights | None = None  # of the last place, until the next one has its weights
         self._feeder: Feeder | None = None  # while this rank leads
         self._desk: Desk | None = None  # since it has led for the first time
@@ -139,30 +142,48 @@ class Member:
         """Wait until a replica needs this rank; False when the job has ended. A claimant only claims and deals on."""
         assert self._line is not None, f"{self._rank = } has no place in {self._view}"
         pause = self._line.pause()
-        while self._desk is not None and self._desk.is_claimant:
-            self._desk.turn(tuple)
-            if self._desk.is_complete or self._desk.is_stopping():
-                self._desk.close()
+        while (view := self._next_view()) is None:
+            if self._is_over():
                 return False
             pause()
-        while (view := answer_invitation(self._line, self._view) or self._succession.replace_all(self._view)) is None:
-            pause()
         self._view, self._plan, self._state = view, Plan.from_bytes(view.plan), State(0, 0, ())
+        self._spares.announce(is_free=False)
         log.info("rank %d joins replica %d", self._rank, self._plan.replica)
         return True
+
+    def _next_view(self) -> View | None:
+        """The replica that needs this rank; a claimant leads one or none, since only leaders claim and deal."""
+        assert self._line is not None
+        is_free = self._desk is None or not self._desk.is_claimant
+        invited = answer_invitation(self._line, self._view) if is_free else None
+        return invited or self._succession.replace_all(self._view)
+
+    def _is_over(self) -> bool:
+        """Whether this spare rank, if it claims for the others, has come to the end."""
+        if self._desk is None or not self._desk.is_claimant:
+            self._pass_on()
+            return False
+        self._desk.turn(tuple)
+        if self._desk.is_complete or self._desk.is_stopping():
+            self._desk.close()
+            return True
+        return False
 
     def _build(self) -> Replica | None:
         """Load this rank's part of its replica; None if the replica is given up."""
         start = time.perf_counter()
         try:
-            replica = self._serving.build(self._group(), self._plan.mesh, self._held)
+            source = self._sharing.source(self._plan.replica, self._held)
+            replica = self._serving.build(self._group(), self._plan.mesh, source)
         except HpcInferError as error:
             if isinstance(error, RankFailedError) or error.exit_code != EXIT_USAGE:
                 raise
             self._dissolve(error)
             return None
         self._held = None
-        self._note(refill_s=time.perf_counter() - start)
+        self._note(
+            refill_s=time.perf_counter() - start, **{f"bytes_{name}": count for name, count in source.num_bytes.items()}
+        )
         return replica
 
     def _group(self) -> TolerantGroup:
@@ -177,9 +198,13 @@ class Member:
         group = replica.runner.pipeline.replica
         if self._line is not None:
             self._part = group.broadcast_bytes(self._part.encode() if leader else None).decode()
+        if isinstance(group, TolerantGroup):
+            group.while_idle = partial(self._sharing.turn, is_idle=True)
+        self._sharing.begin(self._weights_of(replica))
         try:
-            replica.engine.run(leader, None if leader else self._pass_on)
+            replica.engine.run(leader, self._sharing.turn if leader else self._between_steps)
         finally:
+            self._sharing.end()
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
         if self._feeder is not None and leader is not None:
@@ -187,8 +212,17 @@ class Member:
         if self._desk is not None:
             self._desk.close()
 
+    def _between_steps(self) -> None:
+        """What a follower does besides computing."""
+        self._pass_on()
+        self._sharing.turn()
+
+    def _weights_of(self, replica: Replica) -> HeldWeights:
+        stage = replica.runner.stage
+        return HeldWeights(stage.config, self._serving.kernels, stage.plan, stage.weights)
+
     def _pass_on(self) -> None:
-        """Tell the claimant, once, of a reason to stop that only this follower may have: leaders do so themselves."""
+        """Tell the claimant, once, of a reason to stop that only this rank may have: leaders do so themselves."""
         if self._serving.stopper.reason() is not None and self._word is None:
             claimant = self._serving.election.term.rank
             self._word = self._serving.mail.send_bytes(WANT.pack(STOP), claimant, TAG_WANT)
@@ -205,7 +239,10 @@ class Member:
                 self._feeder.adopt(requests)
                 self._feeder.desk.report(roster._replace(held=self._feeder.held()))
         outputs = Outputs(self._serving.preparer.tokenizer, replica.runner.eos_ids)
-        leader = Leader(replica.scheduler, outputs, self._feeder, replica.runner)
+        leader = Leader(
+            replica.scheduler, outputs, self._feeder, replica.runner,
+            while_idle=partial(self._sharing.turn, is_idle=True),
+        )  # fmt: skip
         leader.resume(requests)
         return leader
 
@@ -243,14 +280,13 @@ class Member:
         old = self._view
         self._state = observe(self._replica, old.epoch, self._part, self._state)
         if self._replica is not None:
-            stage = self._replica.runner.stage
-            self._held = HeldWeights(stage.config, self._serving.kernels, stage.plan, stage.weights)
+            self._held = self._weights_of(self._replica)
         self._replica = None
         offer = replace(self._state, free_bytes=free_memory()).to_bytes()
         self._view = regroup(self._line, old, offer, self._decide)
         agree_s = time.perf_counter() - start
         if self._rank not in self._view.members:
-            self._spares.announce()
+            self._spares.announce(is_free=True)
             return
         self._plan = Plan.from_bytes(self._view.plan)
         self._recoveries.append({
@@ -268,8 +304,8 @@ class Member:
 
     def _dissolve(self, error: HpcInferError) -> None:
         """Give the replica up: its ranks become spare ones, its rows go to other replicas."""
-        others = set(range(self._serving.mail.size)) - set(self._view.members) - self._serving.mail.failed()
-        if all(self._spares.is_idle(rank) for rank in others):
+        if self._succession.is_last_hope(self._plan, self._view.members):
+            error.__dict__.pop("is_agreed", None)  # by this replica alone: the others wait to be told, or ended
             raise error
         log.warning("replica %d is given up: %s", self._plan.replica, error.found)
         given_up = Roster(self._plan.replica, (), ())
@@ -279,7 +315,7 @@ class Member:
             self._desk.report(given_up)
         self._feeder = None
         self._view = self._view._replace(members=())
-        self._spares.announce()
+        self._spares.announce(is_free=True)
 
     def _note(self, **facts: float | None) -> None:
         """Add to what is known of the last recovery."""

@@ -11,7 +11,7 @@ from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.data.prepare import Preparer
 from hpcinfer.engine.replica import Replica, ReplicaOptions, build_replica
 from hpcinfer.kernels.protocol import Kernels
-from hpcinfer.model.refill import HeldWeights, Refill
+from hpcinfer.model.weights_of import WeightSource
 from hpcinfer.partition.layout import Layout, ModelLimits
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.election import Election
@@ -57,10 +57,9 @@ class Serving:
             group = TolerantGroup(line, place.members, epoch=1)
         return None if place is None else self.build(group, place.mesh)
 
-    def build(self, group: Collectives, mesh: Mesh, held: HeldWeights | None = None) -> Replica:
-        """Load this rank's part of a replica, what it holds already from memory. Collective over the replica."""
-        source = Refill(self.store, [] if held is None else [held])
-        replica = build_replica(group, mesh, source, self.kernels, self.options)
+    def build(self, group: Collectives, mesh: Mesh, source: WeightSource | None = None) -> Replica:
+        """Load this rank's part of a replica, from the store if nothing else is given. Collective over the replica."""
+        replica = build_replica(group, mesh, source or self.store, self.kernels, self.options)
         self.store.close()
         return replica
 

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
 
 _TAG_SPARE = 24
+_FREE, _TAKEN = b"free", b"taken"
 
 
 class Spares:
-    """Who can take a dead rank's place. A rank that has become a spare one tells all others."""
+    """Who can take a dead rank's place. A rank tells all others when it has become a spare one, or is none any more."""
 
     def __init__(self, mail: Collectives, ranks: Iterable[int]) -> None:
         """Begin with the ranks of the world that were kept warm from the start."""
@@ -21,7 +22,11 @@ class Spares:
     def known(self) -> list[int]:
         """Those that live and are free, as far as is known. Not collective."""
         while (message := self._mail.probe_bytes(_TAG_SPARE)) is not None:
-            self._known[message[0]] = None
+            rank, word = message
+            if word == _FREE:
+                self._known[rank] = None
+            else:
+                self._known.pop(rank, None)
         return [rank for rank in self._known if rank not in self._mail.failed()]
 
     def is_idle(self, rank: int) -> bool:
@@ -33,8 +38,8 @@ class Spares:
         for rank in ranks:
             self._known.pop(rank, None)
 
-    def announce(self) -> None:
-        """Tell all ranks that this one is free. Not collective."""
+    def announce(self, *, is_free: bool) -> None:
+        """Tell all ranks that this one is free, or that it has joined a replica. Not collective."""
         for rank in range(self._mail.size):
             if rank not in self._mail.failed():
-                self._mail.send_bytes(b"", rank, _TAG_SPARE)
+                self._mail.send_bytes(_FREE if is_free else _TAKEN, rank, _TAG_SPARE)

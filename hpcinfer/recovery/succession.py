@@ -76,18 +76,32 @@ class Succession:
             self._spares.forget(view.members)
 
     def replace_all(self, own: View) -> View | None:
-        """Found the first replica anew when only spare ranks are left, on the lowest of them.
+        """Found the first replica anew when only spare ranks are left: on the claimant, else on the lowest of them.
 
         Args:
             own: the last view of this rank, a spare one.
         """
         assert self._line is not None
-        rank = self._line.rank
-        living = [each for each in range(self._line.size) if each not in self._line.failed()]
-        if living[0] != rank or not all(each == rank or self._spares.is_idle(each) for each in living):
+        living = self._living()
+        others = [rank for rank in living if rank != self._line.rank]
+        if not all(map(self._spares.is_idle, others)):
+            return None
+        claimant = self._serving.election.follow().rank
+        if self._line.rank != (claimant if claimant in living else living[0]):
             return None
         log.warning("all replicas are lost; spare ranks go on")
-        return found(self._line, living[1:], self._size(0), lambda members: self._founding(0, members), host=own)
+        return found(self._line, others, self._size(0), lambda members: self._founding(0, members), host=own)
+
+    def is_last_hope(self, plan: Plan, members: Sequence[int]) -> bool:
+        """Whether nobody can go on when these ranks cannot: all others are spare, and too few for a larger mesh."""
+        living = self._living()
+        best = smaller_meshes(plan.mesh, min(self._size(plan.replica), len(living)), self._serving.limits)[0]
+        is_best = best.replica_size <= plan.mesh.replica_size
+        return is_best and all(rank in members or self._spares.is_idle(rank) for rank in living)
+
+    def _living(self) -> list[int]:
+        mail = self._serving.mail
+        return [rank for rank in range(mail.size) if rank not in mail.failed()]
 
     def _size(self, replica: int) -> int:
         return self._serving.layout.replicas[replica].mesh.replica_size

@@ -18,7 +18,7 @@ from hpcinfer.recovery.leases import Holder, LeaseObserver, read_lease
 from hpcinfer.recovery.merging import MergeReport, read_complete
 from hpcinfer.recovery.sidecar import ENTRY, IS_ERROR, JournalReader
 from hpcinfer.recovery.states import RowStates
-from hpcinfer.supervision.loop import Burial
+from hpcinfer.supervision.base import Burial
 
 log = logging.getLogger(__name__)
 

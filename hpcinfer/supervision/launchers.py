@@ -61,6 +61,8 @@ class Mpiexec:
         if self.is_open_mpi:
             flags += ["--bind-to", "none", *(["--host", hosts] if hosts else ["--oversubscribe"])]
             flags += [word for name in _PASSED_ON if name in environment for word in ("-x", name)] if hosts else []
+            if environment.get("HPCINFER_FAULT_TOLERANCE") == "yes":  # over TCP: no other transport has it
+                flags += ["--with-ft", "ulfm", "--mca", "pml", "ob1"]
             self._settle(environment, is_here=not hosts)
         elif hosts:
             flags += ["-hosts", hosts]

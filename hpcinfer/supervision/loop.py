@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
 from hpcinfer.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_USAGE
+from hpcinfer.supervision.base import Burial, Cluster, Outcome, Replica, Rules, Watch
 from hpcinfer.supervision.nodes import Placement, Roster
 from hpcinfer.supervision.step import Step
 
@@ -23,83 +21,9 @@ _ASK_S, _ASK_AGAIN_S = 30.0, 1.0  # between questions to Slurm, and when a step 
 _SILENT_S = 30.0  # survivors of a step may need a moment to give a sign of life again
 _IDLE_S = 15.0  # a replica that has had no row for so long will get none
 _AFTER_S = 20.0  # in which steps see by themselves that the job is complete
+_MAX_REFUSALS = 5  # of nodes that are to be given back
 _LONGEST_PAUSE_S = 60.0
 _CANNOT_START = 126  # exit code of a launcher that the system does not run
-
-
-class Outcome(enum.Enum):
-    """How the loop ended."""
-
-    COMPLETE = "every row is finished"
-    STOPPED = "stopped early"
-    REFUSED = "the steps refuse this job"
-    FAILED = "no replica can go on"
-
-
-class Burial(NamedTuple):
-    """What a dead step had done."""
-
-    num_finished: int  # rows, errors not among them
-    is_rows_fault: bool  # a row that was alone has crashed it: that says nothing of the node
-
-
-class Watch(Protocol):
-    """What the loop asks of the job directory; see `hpcinfer.supervision.job_watch`."""
-
-    def is_open(self) -> bool:
-        """Whether a step has got so far that others find the index."""
-
-    def is_complete(self) -> bool:
-        """Whether every row is finished."""
-
-    def is_silent(self, step: str) -> bool:
-        """Whether a step has shown no sign of life for too long."""
-
-    def num_in_flight(self, step: str) -> int | None:
-        """Rows that a step computes now; None if it has not begun."""
-
-    def bury(self, step: str, exit_code: int, *, is_node_lost: bool) -> Burial:
-        """Clean up after a dead step."""
-
-
-class Cluster(Protocol):
-    """What the loop asks of the scheduler; see `hpcinfer.supervision.slurm`."""
-
-    def down(self, names: Sequence[str]) -> set[str]:
-        """Which of these nodes cannot run steps now."""
-
-    def shrink(self, kept: Iterable[str]) -> bool:
-        """Give all nodes but these back."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How long and how often."""
-
-    num_replicas: int
-    ranks: int  # of a replica
-    restarts: int  # of a replica in a row, without a finished row
-    backoff_s: float  # before the first of them
-    grace_s: float  # for steps to put their work away
-    gives_back: bool = False  # nodes without work
-    kept_node: str = ""  # where this process runs: never given back
-    retries_errors: bool = False  # the first step opens the retry, the others join
-
-
-class _Replica:
-    """A place for a step, and what has become of those before."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.step: Step | None = None
-        self.name = ""
-        self.placement: Placement = ()
-        self.num_starts = self.num_failures = 0  # failures in a row
-        self.not_before = 0.0
-        self.is_over = False  # no step is started here any more
-        self.is_sent_home = False
-        self.silent_since: float | None = None
-        self.idle_since: float | None = None
 
 
 class Supervisor:
@@ -120,13 +44,14 @@ class Supervisor:
     ) -> None:  # fmt: skip
         self._rules, self._roster, self._watch, self._start = rules, roster, watch, start
         self._name, self._cluster, self._told_to_stop = name, cluster, told_to_stop
-        self._replicas = [_Replica(number) for number in range(rules.num_replicas)]
+        self._replicas = [Replica(number) for number in range(rules.num_replicas)]
         self._outcome: Outcome | None = None
         self._is_led = False  # a step has opened the job, so that others may join
         self._was_refused = self._has_begun = False
         self._end_at: float | None = None  # when steps that were asked to stop are ended
         self._next_look, self._next_count, self._asked = 0.0, 0.0, -math.inf
-        self.num_restarts = 0
+        self._given_up: set[str] = set()  # nodes of replicas that were sent home
+        self._num_refusals = 0
 
     def run(self) -> Outcome:
         """Go on until the job is complete, or cannot go on, and no step is left."""
@@ -169,7 +94,7 @@ class Supervisor:
         log.error("%d ranks of a replica have no room on the nodes that are left", self._rules.ranks)
         return True
 
-    def _running(self) -> list[_Replica]:
+    def _running(self) -> list[Replica]:
         return [replica for replica in self._replicas if replica.step is not None]
 
     # Starting
@@ -192,8 +117,7 @@ class Supervisor:
             self._is_led = self._watch.is_open() and not self._watch.is_complete()
         return self._is_led
 
-    def _launch(self, replica: _Replica, placement: Placement, now: float) -> None:
-        self.num_restarts += replica.num_starts > 0
+    def _launch(self, replica: Replica, placement: Placement, now: float) -> None:
         replica.num_starts += 1
         replica.name = f"{self._name}.{replica.number}-{replica.num_starts}"
         replica.placement = placement
@@ -208,7 +132,7 @@ class Supervisor:
 
     # Endings
 
-    def _ended(self, replica: _Replica, code: int, now: float) -> None:
+    def _ended(self, replica: Replica, code: int, now: float) -> None:
         assert replica.step is not None
         replica.step.bury()
         replica.step = None
@@ -222,7 +146,7 @@ class Supervisor:
         if (code == EXIT_DONE or self._is_led) and self._watch.is_complete():
             self._finish(Outcome.COMPLETE, now)
         elif replica.is_sent_home:
-            self._give_back(replica)
+            self._given_up.update(seat.node for seat in replica.placement)
         elif code == EXIT_RESUMABLE:
             log.info("replica %d was stopped; so are the others", replica.number)
             self._finish(Outcome.STOPPED, now)
@@ -231,13 +155,13 @@ class Supervisor:
         else:
             self._died(replica, code, burial, now)
 
-    def _refused(self, replica: _Replica) -> None:
+    def _refused(self, replica: Replica) -> None:
         """A wrong job, or a node that is not like the others: starting again would not help."""
         log.error("replica %d refuses the job, and is not started again", replica.number)
         replica.is_over = self._was_refused = True
         self._roster.bar(replica.placement)
 
-    def _died(self, replica: _Replica, code: int, burial: Burial, now: float) -> None:
+    def _died(self, replica: Replica, code: int, burial: Burial, now: float) -> None:
         if burial.num_finished:
             self._has_begun, replica.num_failures = True, 0
             self._roster.praise(replica.placement)
@@ -297,6 +221,7 @@ class Supervisor:
             self._check(replica, now)
         if self._rules.gives_back:
             self._send_home(now)
+            self._give_back()
 
     def _ask(self, now: float, after_s: float = _ASK_S) -> None:
         """Learn which nodes are down, if that was so long ago."""
@@ -304,7 +229,7 @@ class Supervisor:
             self._asked = now
             self._roster.set_down(self._cluster.down(self._roster.names))
 
-    def _check(self, replica: _Replica, now: float) -> None:
+    def _check(self, replica: Replica, now: float) -> None:
         """End a step that is dead, though its launcher does not say so."""
         is_silent = self._watch.is_silent(replica.name)
         replica.silent_since = (replica.silent_since or now) if is_silent else None
@@ -330,10 +255,14 @@ class Supervisor:
                 if replica.step:
                     replica.step.stop()
 
-    def _give_back(self, replica: _Replica) -> None:
-        nodes = {seat.node for seat in replica.placement}
-        free = [name for name in self._roster.idle if name in nodes and name != self._rules.kept_node]
+    def _give_back(self) -> None:
+        """Give back nodes of replicas that were sent home; a Slurm that is busy with the last change is asked again."""
+        free = [name for name in self._roster.idle if name in self._given_up and name != self._rules.kept_node]
         kept = [name for name in self._roster.names if name not in free]
-        if free and self._cluster is not None and self._cluster.shrink(kept):
+        if not free or self._cluster is None or self._num_refusals >= _MAX_REFUSALS:
+            return
+        if self._cluster.shrink(kept):
             log.info("given back to Slurm: %s", ", ".join(free))
             self._roster.drop(free)
+        else:
+            self._num_refusals += 1

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from hpcinfer.config import JobOptions, MeshOptions, SuperviseOptions
 from hpcinfer.errors import ConfigError, MeshError
+from hpcinfer.supervision.base import Rules
 from hpcinfer.supervision.launchers import Launcher, choose_launcher
-from hpcinfer.supervision.loop import Rules
 from hpcinfer.supervision.nodes import Node, count_places, parse_nodes
 from hpcinfer.supervision.slurm import Allocation
 
@@ -59,7 +59,8 @@ def _count_replicas(nodes: list[Node], ranks: int, wanted: int | None) -> int:
 
 
 def _check(own: SuperviseOptions, mesh: MeshOptions) -> None:
-    if min(mesh.tensor_parallel_size, mesh.pipeline_parallel_size, mesh.data_parallel_size or 1) < 1:
+    sizes = mesh.tensor_parallel_size, mesh.pipeline_parallel_size, mesh.data_parallel_size
+    if min(size for size in sizes if size is not None) < 1:
         raise MeshError("a size of the mesh is less than 1", expected="-tp, -pp and -dp of at least 1")
     if mesh.spare_ranks < 0:
         raise MeshError(f"--spare-ranks {mesh.spare_ranks}", expected="a number of at least 0")

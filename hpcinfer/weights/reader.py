@@ -50,7 +50,9 @@ class _Index(NamedTuple):
 
 
 class Store:
-    """An open store. It keeps the last file that was read open: read file by file."""
+    """An open store. It keeps the last file that was read open: read file by file.
+
+    Where the chunks of a file stand is kept too: a rank that reads again, in a recovery, asks HDF5 no more."""
 
     def __init__(self, path: Path, index: _Index) -> None:
         self.path = path
@@ -65,6 +67,7 @@ class Store:
         self.hpcinfer_version = index.attributes["hpcinfer_version"]
         self.bytes_read = 0  # of chunks, so far
         self._specs = {spec.name: spec for spec in stored_specs(index.config, index.grains, self.quantization)}
+        self._files: dict[str, StoreFile] = {}  # that have been read, by name
         self._current: StoreFile | None = None
 
     @staticmethod
@@ -150,13 +153,14 @@ class Store:
                 self.read(name, range(unit, unit + 1))
 
     def _open(self, file_name: str) -> StoreFile:
-        path = self.path / file_name
-        if self._current is None or self._current.path != path:
-            self.close()
+        if file_name not in self._files:
             held = [
                 Expected(self._specs[name], param) for name, param in self.parameters.items() if param.file == file_name
             ]
-            self._current = StoreFile(path, held)
+            self._files[file_name] = StoreFile(self.path / file_name, held)
+        if self._current is not self._files[file_name]:
+            self.close()
+            self._current = self._files[file_name]
         return self._current
 
 

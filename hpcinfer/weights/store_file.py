@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Expected(NamedTuple):
 
 
 class StoreFile:
-    """Chunk offsets of the datasets of one file, and the open file."""
+    """Chunk offsets of the datasets of one file, and the file itself while it is open."""
 
     def __init__(self, path: Path, datasets: Sequence[Expected]) -> None:
         """Open a file and check its datasets against what the index says.
@@ -39,11 +40,13 @@ class StoreFile:
         self.path = path
         with open_hdf5(path) as file:
             self._offsets = {item.spec.name: _chunk_offsets(file, path, item) for item in datasets}
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._file: FileIO | None = None
 
     def close(self) -> None:
-        """Close the file. Not collective."""
-        self._file.close()
+        """Close the file; the next read opens it again. Not collective."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
     def read_unit(self, item: Expected, unit: int, out: np.ndarray) -> None:
         """Fill a contiguous array with one unit and verify its checksum.
@@ -55,7 +58,7 @@ class StoreFile:
         """
         offset, where = self._offsets[item.spec.name][unit], describe(self.path, item.param.dataset, unit)
         raw = raw_bytes(out)
-        count = read_exactly(self._file.fileno(), raw, offset)
+        count = read_exactly(self._open().fileno(), raw, offset)
         if count != len(raw):
             raise StoreError(
                 f"the file ends after {count} of {len(raw)} bytes of a chunk",
@@ -71,6 +74,15 @@ class StoreFile:
                 where=where,
                 hint="convert the model again; check the disk if it happens twice",
             )
+
+    def _open(self) -> FileIO:
+        if self._file is None:
+            try:
+                self._file = FileIO(self.path)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise StoreError(reason, expected="all files of the store", where=str(self.path)) from error
+        return self._file
 
 
 @contextmanager

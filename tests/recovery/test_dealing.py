@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcinfer.recovery.dealing import STOP, TAG_ROSTER, TAG_WANT, WANT, Answer, Deal, Dealer, Roster
+from hpcinfer.recovery.dealing import STOP, STOPPED, TAG_ROSTER, TAG_WANT, WANT, Answer, Deal, Dealer, Roster
 
 ROWS = st.lists(st.integers(0, 2**40), max_size=9).map(tuple)
 DEALS = st.lists(st.builds(Deal, st.integers(0, 2**40), st.integers(1, 2**30), ROWS), max_size=5).map(tuple)
@@ -265,3 +265,14 @@ def test_the_end_is_near_when_the_living_know_of_it(monkeypatch):
     dealer.close(lambda rank: rank == 6)
     assert next(moments, None) is None
     assert [(leader, answer.is_end) for leader, answer in mail.sent] == [(0, True), (5, True)]
+
+
+def test_the_claimant_leaves_after_all_that_live_have_stopped(monkeypatch):
+    mail, dealer = make_dealer(Claims(9), 3, size=2)
+    mail.want(4, STOP)
+    moments = iter([lambda: mail.want(0, STOPPED), lambda: mail.want(4, STOPPED), lambda: setattr(
+        mail, "dead", frozenset({2, 3}))])  # fmt: skip
+    monkeypatch.setattr("hpcinfer.recovery.dealing.time", SimpleNamespace(sleep=lambda _: next(moments, int)()))
+    dealer.close(lambda rank: False)
+    assert next(moments, None) is None
+    assert {leader for leader, answer in mail.sent if answer.is_stop} == {0, 2, 4}

@@ -1,12 +1,17 @@
 """Snapshots: what was saved comes back whole, or the row begins anew; nobody is hurt by a file that is not right."""
 
+import errno
 import json
+import os
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.config import SamplingParams
+from hpcinfer.recovery.feeder import _fits
 from hpcinfer.recovery.index import build_index
 from hpcinfer.recovery.snapshots import Snapshots, Unfinished, _join, remove_snapshots
 
@@ -97,8 +102,6 @@ def test_row_that_has_changed_begins_anew(job, tmp_path):
     lines[4] = "prompt X"
     (tmp_path / "prompts.txt").write_text("\n".join(lines) + "\n")
     paths.index.unlink()
-    from hpcinfer.comm.serial import SerialGroup
-
     other = build_index(paths, tmp_path / "prompts.txt", "text", SerialGroup())
     assert read(paths, other) == {row: ids for row, ids in OUTPUTS.items() if row != 4}
 
@@ -126,6 +129,26 @@ def test_file_that_vanishes_or_cannot_be_read_is_ignored(job, caplog):
     path.mkdir()
     assert read(paths, index, [3]) == {}
     assert "cannot be read" in caplog.text
+
+
+def test_file_system_that_refuses_costs_only_the_snapshot(job, caplog, monkeypatch):
+    paths, index = job
+
+    def refuse(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hpcinfer.recovery.snapshots.publish_bytes", refuse)
+    assert Snapshots(paths, index, 0).save(unfinished(index, OUTPUTS)) == (0, 0)
+    assert "cannot be kept, and will begin anew" in caplog.text and "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(("outputs", "changes", "goes_on"), [
+    (((1, 2),), {}, True), (((), (3,)), {"n": 2}, True), ((), {}, False),
+    (((1,), (2,)), {}, False), (((1,),), {"n": 2}, False), (((1, 2),), {"max_tokens": 2}, False),
+    (((1,),), {"logprobs": 0}, False),
+])  # fmt: skip
+def test_row_goes_on_only_where_its_tokens_tell_all_of_it(outputs, changes, goes_on):
+    assert _fits(outputs, SamplingParams(**changes)) == goes_on
 
 
 def test_removed_snapshots_are_gone_and_removing_none_is_no_error(job):

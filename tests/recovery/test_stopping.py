@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from hpcinfer.recovery import slurm_job
+from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.slurm_job import Answer, SlurmJob
-from hpcinfer.recovery.stopping import Stopped, Stopper, farewell
+from hpcinfer.recovery.stopping import Stopped, Stopper, agree_to_stop, farewell
 from hpcinfer.recovery.time_limit import Period, TimeLimit
 
 
@@ -99,6 +101,54 @@ def test_work_is_taken_while_it_would_be_finished_in_time():
 
 STOPPED = Stopped("SIGTERM", 5, 40, num_kept=3)
 SLURM = {"SLURM_JOB_ID": "7"}
+
+
+@pytest.fixture
+def job(make_job):
+    """A job of 40 rows, five of which are finished, one of them with an error."""
+    paths, index = make_job(40)
+    with PartWriter(paths, "part") as writer:
+        for row in range(5):
+            writer.append(row, 1, b"{}", is_error=row == 3)
+    return SimpleNamespace(paths=paths, index=index, attempt=0)
+
+
+def finish(job):
+    with PartWriter(job.paths, "rest") as writer:
+        for row in range(5, 40):
+            writer.append(row, 1, b"{}")
+
+
+def agree(ranks, job, reasons):
+    def on_rank(group):
+        stopper = Stopper()
+        if reasons[group.rank]:
+            stopper.stop(reasons[group.rank])
+        return agree_to_stop(stopper, job, group)
+
+    found = set(ranks(len(reasons), on_rank))
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_job_ends_for_all_ranks_where_one_has_a_reason(ranks, job):
+    assert agree(ranks, job, ["", "", "SIGTERM"]) == Stopped("SIGTERM", 5, 40)
+    assert agree(ranks, job, ["time limit", "SIGUSR1"]) == Stopped("time limit", 5, 40)
+    assert agree(ranks, job, ["SIGTERM", "", "cancelled"]) == Stopped("cancelled", 5, 40)
+
+
+def test_job_goes_on_without_a_reason_or_when_nothing_is_left_to_do(ranks, job):
+    assert agree(ranks, job, ["", ""]) is None
+    finish(job)
+    assert agree(ranks, job, ["SIGTERM", ""]) is None
+
+
+def test_rows_that_are_to_be_computed_again_are_left_to_do(ranks, job):
+    finish(job)
+    job.attempt = 1
+    assert agree(ranks, job, ["SIGTERM"]) == Stopped("SIGTERM", 40, 40)
+
+
 START = "stopped early (SIGTERM): 5 of 40 rows are finished, 3 more are kept where they were; "
 RESUME = "the same command goes on, with any number of ranks"
 

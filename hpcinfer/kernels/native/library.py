@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hpcinfer.errors import ConfigError
 
 _SIMD_VARIABLE = "HPCINFER_SIMD"
@@ -23,6 +25,24 @@ class Library(NamedTuple):
 
     ffi: Any
     lib: Any
+
+    def pointer(self, kind: str, array: np.ndarray | None) -> Any:
+        """Point to the memory of a contiguous array, which must outlive the pointer; NULL for none."""
+        return self.ffi.NULL if array is None else self.ffi.from_buffer(kind, array)
+
+    def kind(self, dtype: str) -> int:
+        """Number of an element type."""
+        return int(getattr(self.lib, f"HPC_{dtype.upper()}"))
+
+    def owned(self, pointer: Any, free: Any) -> Any:
+        """Take what the library has allocated; it is freed with the last reference.
+
+        Raises:
+            MemoryError: there was not enough.
+        """
+        if pointer == self.ffi.NULL:
+            raise MemoryError("the native kernels: not enough memory")
+        return self.ffi.gc(pointer, free)
 
 
 class Binding(NamedTuple):

@@ -1,22 +1,21 @@
 """The native kernels: numpy arrays, C functions. A CPU job that uses them never imports torch."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.dtypes import GROUP, STORAGE, dequantise
+from hpcinfer.dtypes import STORAGE, dequantise
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
+from hpcinfer.kernels.native.packing import Packer, Part, biases, cut, side_by_side
 from hpcinfer.kernels.native.probe import probe_digest
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
     GrainBest,
     GrainStats,
-    Linear,
     MlpWeights,
     StepInput,
     Weight,
@@ -26,17 +25,7 @@ from hpcinfer.kernels.rope import rope_table
 logger = logging.getLogger(__name__)
 
 _VERSION = "native-1"  # changes whenever a bit of a result may
-_KINDS = ("float32", "bfloat16", "float16", "int8", "int4")  # HPC_FLOAT32, … HPC_INT4
 _PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
-
-
-class Part(NamedTuple):
-    """Where a parameter lies in a packed weight."""
-
-    packed: Any
-    outs: int  # of a unit
-    first_out: int = 0
-    is_row: bool = False  # row-parallel: a unit is a grain
 
 
 class Prepared(NamedTuple):
@@ -62,7 +51,6 @@ class _Table(NamedTuple):
     """A vocabulary table as stored; an int4 one as float32."""
 
     weight: Weight
-    values: np.ndarray
     stored: str  # dtype
 
 
@@ -73,7 +61,8 @@ class NativeKernels:
 
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._ffi, self._lib, self._library = library.ffi, library.lib, library
-        self._threads = threads
+        self._pointer, self._kind, self._owned = library.pointer, library.kind, library.owned
+        self._packer = Packer(library, threads)
         self._runtime = self._owned(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
         if (found := self._lib.hpc_runtime_threads(self._runtime)) < threads:
             logger.warning("%d threads instead of %d: OMP_THREAD_LIMIT, or a build without OpenMP", found, threads)
@@ -128,8 +117,8 @@ class NativeKernels:
     def prepare_table(self, table: Weight) -> _Table:
         """Keep a vocabulary table [G, U, D] as stored."""
         if table.dtype == "int4":
-            return _Table(Weight(np.empty(0), "float32"), dequantise(table.values, table.dtype, table.scales), "int4")
-        return _Table(table, np.array(table.values), table.dtype)
+            return _Table(Weight(dequantise(table.values, table.dtype, table.scales), "float32"), table.dtype)
+        return _Table(table._replace(values=np.ascontiguousarray(table.values)), table.dtype)
 
     def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> Prepared:
         """Pack the attention half of a layer: q, k and v side by side."""
@@ -141,13 +130,13 @@ class NativeKernels:
             {"window": shape.window, "head_size": layout.head_size, "eps": shape.eps, "grains": len(layout.grain_heads),
              "num_heads": len(layout.kv_of_head), "grain_columns": columns,
              "num_kv_heads": weights.k.weight.values.shape[0]},
-            qkv=self._columns([linear.weight for linear in inputs], hidden), o=self._rows(weights.o, columns),
-            norm=_float32(weights.norm), qkv_bias=_biases(inputs), q_norm=_float32(weights.q_norm),
-            k_norm=_float32(weights.k_norm), rope=_float32(shape.rope),
+            qkv=self._packer.columns([linear.weight for linear in inputs], hidden),
+            o=self._packer.rows(weights.o, columns), norm=_float32(weights.norm), qkv_bias=biases(inputs),
+            q_norm=_float32(weights.q_norm), k_norm=_float32(weights.k_norm), rope=_float32(shape.rope),
             head_columns=_head_columns(layout.grain_heads, layout.head_size, columns),
             kv_of_head=np.array(layout.kv_of_head, np.int64),
         )  # fmt: skip
-        parts = _side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
+        parts = side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
         return prepared._replace(parts={**parts, "o_proj": Part(prepared.struct.o, hidden, is_row=True)})
 
     def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
@@ -156,10 +145,10 @@ class NativeKernels:
         inputs = (weights.gate, weights.up)
         prepared = self._prepare(
             "hpc_mlp_layer *", {"eps": eps, "grains": grains, "width": width},
-            gate_up=self._columns([linear.weight for linear in inputs], len(weights.norm)),
-            down=self._rows(weights.down, width), norm=_float32(weights.norm), gate_up_bias=_biases(inputs),
+            gate_up=self._packer.columns([linear.weight for linear in inputs], len(weights.norm)),
+            down=self._packer.rows(weights.down, width), norm=_float32(weights.norm), gate_up_bias=biases(inputs),
         )  # fmt: skip
-        parts = _side_by_side(prepared.struct.gate_up, ("gate_proj", "up_proj"), [each.weight for each in inputs])
+        parts = side_by_side(prepared.struct.gate_up, ("gate_proj", "up_proj"), [each.weight for each in inputs])
         down = Part(prepared.struct.down, len(weights.norm), is_row=True)
         return prepared._replace(parts={**parts, "down_proj": down})
 
@@ -167,45 +156,26 @@ class NativeKernels:
         """Pack the output head, with the last norm."""
         prepared = self._prepare(
             "hpc_head *", {"eps": eps, "grains": table.values.shape[0]},
-            weight=self._columns([table], len(norm)), norm=_float32(norm),
+            weight=self._packer.columns([table], len(norm)), norm=_float32(norm),
         )  # fmt: skip
         return prepared._replace(parts={"lm_head": Part(prepared.struct.weight, table.values.shape[1])})
 
-    def give_back(self, prepared: Prepared | _Table, name: str, units: range) -> Weight | None:
+    def give_back(self, prepared: Any, name: str, units: range, outs: range | None = None) -> Weight | None:
         """Units of a prepared weight as they were; None of a vocabulary table that is kept in another precision."""
-        if isinstance(prepared, _Table):
-            weight = prepared.weight._replace(values=prepared.values)
-            return _units_of(weight, units) if weight.dtype == prepared.stored else None
-        part = prepared.parts[name]
-        values, scales = self._room(part, len(units))
-        for i, unit in enumerate(units):
-            grain, first = (unit, 0) if part.is_row else (0, part.first_out + unit * part.outs)
-            scale = None if scales is None else scales[i]
-            self._lib.hpc_weight_read(
-                part.packed, grain, first, part.outs, self._pointer("char[]", values[i]), self._pointer("char[]", scale)
-            )
-        return Weight(values, _KINDS[part.packed.kind], scales)
-
-    def _room(self, part: Part, num_units: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Arrays for units of a part and their scales."""
-        packed, shape = part.packed, (num_units, part.outs)
-        groups = packed.padded_in // GROUP
-        if packed.kind == self._kind("int4"):
-            return np.empty((*shape, packed.padded_in // 2), np.uint8), np.empty((*shape, groups), np.uint16)
-        if packed.kind == self._kind("int8"):
-            return np.empty((*shape, packed.num_in), np.int8), np.empty(shape, np.float32)
-        return np.empty((*shape, packed.num_in), np.float32), None
+        if isinstance(prepared, Prepared):
+            return self._packer.give_back(prepared.parts[name], units, outs)
+        return cut(prepared.weight, units, outs) if prepared.weight.dtype == prepared.stored else None
 
     def embed(
         self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
     ) -> np.ndarray:
         """Rows of a vocabulary table; zeros for foreign ids."""
-        grains, units, hidden = table.values.shape
+        grains, units, hidden = table.weight.values.shape
         out = self.empty((len(token_ids), hidden))
         scales = self._pointer("float[]", table.weight.scales)
         starts, sizes = (self._pointer("int64_t[]", np.array(each, np.int64)) for each in (grain_starts, grain_sizes))
         self._lib.hpc_embed(
-            self._runtime, self._kind(table.weight.dtype), self._pointer("char[]", table.values), scales, units,
+            self._runtime, self._kind(table.weight.dtype), self._pointer("char[]", table.weight.values), scales, units,
             hidden, starts, sizes, grains, self._pointer("int64_t[]", token_ids), len(token_ids), self._floats(out),
         )  # fmt: skip
         return out
@@ -283,35 +253,6 @@ class NativeKernels:
         self._lib.hpc_exp(self._runtime, self._floats(out), out.size)
         return out
 
-    def _columns(self, parts: Sequence[Weight], num_in: int) -> Any:
-        """Pack column-parallel weights side by side."""
-        sizes = [part.values.shape[0] * part.values.shape[1] for part in parts]
-        packed = self._new_weight(parts[0].dtype, 1, sum(sizes), num_in)
-        for part, size, end in zip(parts, sizes, np.cumsum(sizes), strict=True):
-            self._fill(packed, 0, int(end) - size, part)
-        return packed
-
-    def _rows(self, weight: Weight, num_in: int) -> Any:
-        """Pack a row-parallel weight, grain by grain."""
-        grains, num_out = weight.values.shape[:2]
-        packed = self._new_weight(weight.dtype, grains, num_out, num_in)
-        for grain in range(grains):
-            scales = None if weight.scales is None else weight.scales[grain : grain + 1]
-            self._fill(packed, grain, 0, Weight(weight.values[grain : grain + 1], weight.dtype, scales))
-        return packed
-
-    def _new_weight(self, dtype: str, grains: int, num_out: int, num_in: int) -> Any:
-        kind = self._kind(dtype if dtype in ("int8", "int4") else "float32")
-        return self._owned(self._lib.hpc_weight_new(kind, grains, num_out, num_in), self._lib.hpc_weight_free)
-
-    def _fill(self, packed: Any, grain: int, first_out: int, part: Weight) -> None:
-        values, count = np.ascontiguousarray(part.values), part.values.shape[0] * part.values.shape[1]
-        scales = None if part.scales is None else np.ascontiguousarray(part.scales)
-        self._lib.hpc_weight_fill(
-            packed, self._threads, grain, first_out, count, self._kind(part.dtype), self._pointer("char[]", values),
-            self._pointer("char[]", scales),
-        )  # fmt: skip
-
     def _prepare(self, kind: str, numbers: dict[str, Any], **held: Any) -> Prepared:
         struct = self._ffi.new(kind, numbers)
         for name, value in held.items():
@@ -341,41 +282,9 @@ class NativeKernels:
     def _floats(self, array: np.ndarray) -> Any:
         return self._ffi.from_buffer("float[]", array)
 
-    def _pointer(self, kind: str, array: np.ndarray | None) -> Any:
-        return self._ffi.NULL if array is None else self._ffi.from_buffer(kind, array)
-
-    def _kind(self, dtype: str) -> int:
-        return int(getattr(self._lib, f"HPC_{dtype.upper()}"))
-
-    def _owned(self, pointer: Any, free: Any) -> Any:
-        if pointer == self._ffi.NULL:
-            raise MemoryError("the native kernels: not enough memory")
-        return self._ffi.gc(pointer, free)
-
-
-def _side_by_side(packed: Any, names: Sequence[str], weights: Sequence[Weight]) -> dict[str, Part]:
-    """Where column-parallel weights lie in a packed one."""
-    parts, first = {}, 0
-    for name, weight in zip(names, weights, strict=True):
-        units, outs = weight.values.shape[:2]
-        parts[name] = Part(packed, outs, first)
-        first += units * outs
-    return parts
-
-
-def _units_of(weight: Weight, units: range) -> Weight:
-    rows = slice(units.start, units.stop)
-    return Weight(weight.values[rows], weight.dtype, None if weight.scales is None else weight.scales[rows])
-
 
 def _float32(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else np.ascontiguousarray(values, np.float32)
-
-
-def _biases(linears: tuple[Linear, ...]) -> np.ndarray | None:
-    """Biases side by side; all linears have one, or none."""
-    biases = [linear.bias.reshape(-1) for linear in linears if linear.bias is not None]
-    return np.concatenate(biases).astype(np.float32, copy=False) if biases else None
 
 
 def _head_columns(grain_heads: tuple[int, ...], head_size: int, columns: int) -> np.ndarray:

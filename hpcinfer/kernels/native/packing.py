@@ -1,0 +1,100 @@
+"""Weights in the layout that the C library computes with: packed, and given back as they were."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcinfer.dtypes import GROUP
+from hpcinfer.kernels.native.library import Library
+from hpcinfer.kernels.protocol import Linear, Weight
+
+_KINDS = ("float32", "bfloat16", "float16", "int8", "int4")  # HPC_FLOAT32, … HPC_INT4
+
+
+class Part(NamedTuple):
+    """Where a parameter lies in a packed weight."""
+
+    packed: Any
+    outs: int  # of a unit
+    first_out: int = 0
+    is_row: bool = False  # row-parallel: a unit is a grain
+
+
+class Packer:
+    """Packs weights, each thread what it will compute with."""
+
+    def __init__(self, library: Library, threads: int) -> None:
+        self._lib, self._library, self._threads = library.lib, library, threads
+
+    def columns(self, weights: Sequence[Weight], num_in: int) -> Any:
+        """Pack column-parallel weights side by side."""
+        sizes = [weight.values.shape[0] * weight.values.shape[1] for weight in weights]
+        packed = self._new(weights[0].dtype, 1, sum(sizes), num_in)
+        for weight, size, end in zip(weights, sizes, np.cumsum(sizes), strict=True):
+            self._fill(packed, 0, int(end) - size, weight)
+        return packed
+
+    def rows(self, weight: Weight, num_in: int) -> Any:
+        """Pack a row-parallel weight, grain by grain."""
+        grains, num_out = weight.values.shape[:2]
+        packed = self._new(weight.dtype, grains, num_out, num_in)
+        for grain in range(grains):
+            self._fill(packed, grain, 0, cut(weight, range(grain, grain + 1)))
+        return packed
+
+    def give_back(self, part: Part, units: range, outs: range | None = None) -> Weight:
+        """Some outputs of some units of a packed weight, all outputs if `outs` is None, as they were."""
+        outs = range(part.outs) if outs is None else outs
+        values, scales = self._room(part.packed, (len(units), len(outs)))
+        for i, unit in enumerate(units):
+            grain, first = (unit, 0) if part.is_row else (0, part.first_out + unit * part.outs)
+            scale = None if scales is None else scales[i]
+            self._lib.hpc_weight_read(
+                part.packed, grain, first + outs.start, len(outs), self._library.pointer("char[]", values[i]),
+                self._library.pointer("char[]", scale),
+            )  # fmt: skip
+        return Weight(values, _KINDS[part.packed.kind], scales)
+
+    def _room(self, packed: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Arrays for outputs of units and their scales."""
+        if packed.kind == self._library.kind("int4"):
+            groups = packed.padded_in // GROUP
+            return np.empty((*shape, packed.padded_in // 2), np.uint8), np.empty((*shape, groups), np.uint16)
+        if packed.kind == self._library.kind("int8"):
+            return np.empty((*shape, packed.num_in), np.int8), np.empty(shape, np.float32)
+        return np.empty((*shape, packed.num_in), np.float32), None
+
+    def _new(self, dtype: str, grains: int, num_out: int, num_in: int) -> Any:
+        kind = self._library.kind(dtype if dtype in ("int8", "int4") else "float32")
+        return self._library.owned(self._lib.hpc_weight_new(kind, grains, num_out, num_in), self._lib.hpc_weight_free)
+
+    def _fill(self, packed: Any, grain: int, first_out: int, weight: Weight) -> None:
+        values, count = np.ascontiguousarray(weight.values), weight.values.shape[0] * weight.values.shape[1]
+        scales = None if weight.scales is None else np.ascontiguousarray(weight.scales)
+        self._lib.hpc_weight_fill(
+            packed, self._threads, grain, first_out, count, self._library.kind(weight.dtype),
+            self._library.pointer("char[]", values), self._library.pointer("char[]", scales),
+        )  # fmt: skip
+
+
+def side_by_side(packed: Any, names: Sequence[str], weights: Sequence[Weight]) -> dict[str, Part]:
+    """Where column-parallel weights lie in a packed one."""
+    parts, first = {}, 0
+    for name, weight in zip(names, weights, strict=True):
+        units, outs = weight.values.shape[:2]
+        parts[name] = Part(packed, outs, first)
+        first += units * outs
+    return parts
+
+
+def biases(linears: tuple[Linear, ...]) -> np.ndarray | None:
+    """Biases side by side; all linears have one, or none."""
+    biases = [linear.bias.reshape(-1) for linear in linears if linear.bias is not None]
+    return np.concatenate(biases).astype(np.float32, copy=False) if biases else None
+
+
+def cut(weight: Weight, units: range, outs: range | None = None) -> Weight:
+    """Some units of a weight, and some of their outputs."""
+    rows = slice(units.start, units.stop), slice(None) if outs is None else slice(outs.start, outs.stop)
+    return Weight(weight.values[rows], weight.dtype, None if weight.scales is None else weight.scales[rows])
