@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.agree import on_root, where_am_i
+from hpcinfer.agree import where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, start_world, survive
@@ -113,12 +113,12 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
 
 def _end_early(world: "Collectives", options: RunOptions, stopped: "Stopped") -> int:
     """Say what becomes of a job that was stopped. Collective over the world."""
-    from hpcinfer.recovery.stopping import farewell
+    from hpcinfer.recovery.stopping import say_farewell
 
     if world.rank == 0:
         show_info()
-    line = on_root(world, lambda: farewell(stopped, requeue=options.job.requeue).encode()).decode()
-    log.info("%s", line)
+        say_farewell(stopped, requeue=options.job.requeue)
+    world.barrier()
     return EXIT_RESUMABLE
 
 

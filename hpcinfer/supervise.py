@@ -69,7 +69,8 @@ def command(args: argparse.Namespace) -> int:
         log.info("%d replicas of %d ranks, started by %s", plan.rules.num_replicas, plan.rules.ranks,
                  plan.launcher.name)
         outcome = supervisor.run()
-        if outcome is Outcome.COMPLETE:
+        is_complete = watch.is_complete()
+        if outcome is Outcome.COMPLETE or (is_complete and watch.merged()):  # the last rows may beat a signal
             return _merge(watch, job, stopper)
         if outcome is Outcome.STOPPED:
             return _stopped(watch, job, stopper)
@@ -130,10 +131,10 @@ def _merge(watch: "JobWatch", job: JobOptions, stopper: "Stopper") -> int:
 
 
 def _stopped(watch: "JobWatch", job: JobOptions, stopper: "Stopper") -> int:
-    from hpcinfer.recovery.stopping import Stopped, farewell
+    from hpcinfer.recovery.stopping import Stopped, say_farewell
 
     stopped = Stopped(stopper.reason() or "a step was stopped", watch.num_done, watch.num_rows)
-    log.info("%s", farewell(stopped, requeue=job.requeue))
+    say_farewell(stopped, requeue=job.requeue)
     return EXIT_RESUMABLE
 
 

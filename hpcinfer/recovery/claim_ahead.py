@@ -90,4 +90,5 @@ class ClaimAhead:
             try:
                 return self._claims.put(claim, timeout=_POLL_S)
             except Full:
-                continue
+                self._claimer.poll()
+                self.num_done = self._claimer.num_done

@@ -65,13 +65,17 @@ class Claimer:
         Returns:
             None when nothing can be taken now; `is_complete` tells whether that is the end.
         """
-        if time.monotonic() >= self._next_poll:
-            self.refresh()
+        self.poll()
         claim = self._take_over() or self._claim_free()
         if claim is None and time.monotonic() >= self._next_search:
             self._search()
             claim = self._take_over()
         return claim
+
+    def poll(self) -> None:
+        """Read the journal if the last time was a while ago. Not collective."""
+        if time.monotonic() >= self._next_poll:
+            self.refresh()
 
     def refresh(self) -> None:
         """Read what was added to the journal. Not collective."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hpcinfer.kernels.protocol import Weight
-from hpcinfer.model.refill import HeldWeights
+from hpcinfer.model.refill import HeldWeights, Rate
 from hpcinfer.model.shard import ShardPlan
 from hpcinfer.partition.grains import padded_grain
 
@@ -103,9 +103,10 @@ class Giver:
         self._last = now
         while (message := self._line.probe_bytes(TAG_ASK)) is not None:
             self._hear(message[0], Note.from_bytes(message[1]))
-        if self._orders:
-            self._give(now + (_IDLE_S if is_idle else self._credit))
-            self._credit -= time.monotonic() - now
+        if self._orders and (is_idle or self._credit > 0):
+            start = time.monotonic()
+            self._give(start + (_IDLE_S if is_idle else self._credit))
+            self._credit -= time.monotonic() - start
 
     def _hear(self, rank: int, note: Note) -> None:
         if note.kind == WHO:
@@ -128,17 +129,17 @@ class Giver:
         plan = self._weights.plan
         facts = {"layers": _pair(plan.layers), "run": _pair(plan.run), "num_grains": plan.num_grains,
                  "is_first": plan.is_first, "is_last": plan.is_last}  # fmt: skip
-        config, start = self._weights.config, time.perf_counter()
+        config, start = self._weights.config, time.monotonic()
         outs = min(padded_grain(config.intermediate_size, plan.num_grains), rows_of_slice(config.hidden_size))
         name, unit = f"layers.{plan.layers.start}.gate_proj.weight", range(plan.run.start, plan.run.start + 1)
         sample = self._weights.fetch(name, unit, range(outs))
         num_bytes = 0 if sample is None else len(Note(SLICE, 0, {}, sample).to_bytes())
-        return {**facts, "bytes_per_s": _SHARE * num_bytes / (time.perf_counter() - start)}
+        return {**facts, "bytes_per_s": _SHARE * Rate(num_bytes, time.monotonic() - start).per_s(0.0)}
 
     def _give(self, deadline: float) -> None:
-        """Send slices until all have left, or the time is over."""
-        pause = self._line.pause()
-        while time.monotonic() < deadline and self._orders:
+        """Send slices until all have left, or the time is over; one at least."""
+        pause, is_over = self._line.pause(), False
+        while self._orders and not is_over:
             order = self._orders[0]
             while order.sent and order.sent[0].test():
                 order.sent.popleft()
@@ -149,6 +150,7 @@ class Giver:
                 self._send_slice(order)
             else:
                 pause()
+            is_over = time.monotonic() > deadline
 
     def _send_slice(self, order: _Order) -> None:
         unit, first = order.left.popleft()

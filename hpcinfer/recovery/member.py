@@ -311,6 +311,8 @@ class Member:
         given_up = Roster(self._plan.replica, (), ())
         if self._rank == self._serving.election.term.rank:
             self._open_desk(given_up)
+        if self._feeder is not None:
+            self._feeder.held()  # what is finished is durable now, and will not be dealt again
         if self._desk is not None:
             self._desk.report(given_up)
         self._feeder = None

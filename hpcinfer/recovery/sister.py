@@ -87,10 +87,10 @@ class Sister:
 
     def fetch(self, name: str, units: range) -> Weight | None:
         """Ask for units, and wait until they are there; None if it is silent, dies or refuses."""
-        start = time.perf_counter()
+        start = time.monotonic()
         weight = self._sisters.take(self, name, units)
         if weight is not None:
-            self._rate.add(weight.values.nbytes, start)
+            self._rate.add(weight.values.nbytes, time.monotonic() - start)
         return weight
 
 

@@ -117,22 +117,40 @@ def _count(job: Job) -> tuple[int, int]:
     return states.num_done, states.num_unfinished
 
 
-def farewell(stopped: Stopped, *, requeue: bool, environment: Mapping[str, str] = os.environ) -> str:
-    """Put a stopped job back into Slurm's queue, if that is wanted and right; say in a line what has become of it.
+def say_farewell(stopped: Stopped, *, requeue: bool) -> None:
+    """Say where a stopped job stands, then put it back into Slurm's queue if that is wanted, and say that.
 
     Not collective: one rank does it for all, as the last of all it does.
     """
+    log.info("%s", farewell(stopped))
+    if requeue and (told := put_back(stopped, os.environ)):
+        log.info("%s", told)
+
+
+def farewell(stopped: Stopped) -> str:
+    """Say in a line where the job stands, and what to do. Not collective."""
     line = f"stopped early ({stopped.reason}): {stopped.num_done} of {stopped.num_rows} rows are finished"
     if stopped.num_kept:
         line += f", {stopped.num_kept} more are kept where they were"
+    return f"{line}; the same command goes on, with any number of ranks"
+
+
+def put_back(stopped: Stopped, environment: Mapping[str, str] = os.environ) -> str:
+    """Put a stopped job back into Slurm's queue, if that is right; say in a line what has become of it.
+
+    Not collective. Slurm ends the job at once.
+
+    Returns:
+        Nothing where there is no Slurm.
+    """
     name = slurm_job.job_name(environment)
-    if not requeue or not name:
-        return f"{line}; the same command goes on, with any number of ranks"
+    if not name:
+        return ""
     objection = "the job was cancelled" if stopped.reason == _CANCELLED else ""
     objection = objection or slurm_job.objection(slurm_job.ask(environment), environment)
     if not objection:
         answer = slurm_job.requeue(environment)
         if answer.is_done:
-            return f"{line}; Slurm starts job {name} again"
+            return f"Slurm starts job {name} again"
         objection = answer.text
-    return f"{line}; not requeued: {objection}; the same command goes on, with any number of ranks"
+    return f"not requeued: {objection}"

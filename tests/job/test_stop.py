@@ -278,7 +278,7 @@ def test_cancelled_job_is_flushed_and_never_requeued(place: Place, slurm: Slurm)
     run = stop_under_slurm(place, slurm, signal.SIGTERM, "--requeue", state="COMPLETING")
     assert read_stop(run).num_done == place.num_finished() > 0
     assert slurm.requeued == []
-    assert f"not requeued: the job was cancelled; {RESUME}" in run.stderr
+    assert RESUME in run.stderr and "not requeued: the job was cancelled" in run.stderr
 
 
 def test_ctrl_c_is_a_cancellation(place: Place, slurm: Slurm) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hpcinfer.recovery import slurm_job
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.slurm_job import Answer, SlurmJob
-from hpcinfer.recovery.stopping import Stopped, Stopper, agree_to_stop, farewell
+from hpcinfer.recovery.stopping import Stopped, Stopper, agree_to_stop, farewell, put_back, say_farewell
 from hpcinfer.recovery.time_limit import Period, TimeLimit
 
 
@@ -166,36 +166,41 @@ def slurm(monkeypatch):
     return install
 
 
+def test_where_the_job_stands_is_said_before_it_is_put_back(slurm, caplog, monkeypatch):
+    slurm(SlurmJob("RUNNING"))
+    monkeypatch.setattr("os.environ", SLURM)
+    caplog.set_level("INFO")
+    say_farewell(STOPPED, requeue=True)
+    assert caplog.messages == [START + RESUME, "Slurm starts job 7 again"]
+
+
 def test_job_is_requeued_when_that_was_asked_for(slurm):
     requeued = slurm(SlurmJob("RUNNING"))
-    assert farewell(STOPPED, requeue=True, environment=SLURM) == START + "Slurm starts job 7 again"
-    assert requeued == [SLURM]
+    assert put_back(STOPPED, SLURM) == "Slurm starts job 7 again" and requeued == [SLURM]
 
 
-def test_job_is_not_requeued_without_the_option_or_outside_slurm(slurm):
+def test_job_is_not_requeued_without_the_option_or_outside_slurm(slurm, caplog):
     requeued = slurm(SlurmJob("RUNNING"))
-    assert farewell(STOPPED, requeue=False, environment=SLURM) == START + RESUME
-    assert farewell(STOPPED, requeue=True, environment={}) == START + RESUME
+    caplog.set_level("INFO")
+    say_farewell(STOPPED, requeue=False)
+    assert put_back(STOPPED, {}) == "" and caplog.messages == [farewell(STOPPED)] == [START + RESUME]
     assert not requeued
 
 
 def test_what_the_user_cancelled_is_never_requeued(slurm):
     requeued = slurm(SlurmJob("COMPLETING", start=1000, end=1002, limit_s=300))
-    told = farewell(STOPPED, requeue=True, environment=SLURM)
-    assert told == START + "not requeued: the job was cancelled; " + RESUME
+    assert put_back(STOPPED, SLURM) == "not requeued: the job was cancelled"
     slurm(SlurmJob("RUNNING"))
-    told = farewell(STOPPED._replace(reason="cancelled"), requeue=True, environment=SLURM)
-    assert "not requeued: the job was cancelled" in told
+    assert put_back(STOPPED._replace(reason="cancelled"), SLURM) == "not requeued: the job was cancelled"
     assert not requeued
 
 
 def test_job_that_slurm_requeues_is_not_requeued_twice(slurm):
     requeued = slurm(SlurmJob("COMPLETING", restarts=1))
-    assert "not requeued: Slurm starts the job again by itself" in farewell(STOPPED, requeue=True, environment=SLURM)
+    assert "not requeued: Slurm starts the job again by itself" in put_back(STOPPED, SLURM)
     assert not requeued
 
 
 def test_job_that_slurm_does_not_requeue_says_why(slurm):
     slurm(SlurmJob("RUNNING"), Answer(False, "Requested operation is presently disabled"))
-    told = farewell(STOPPED, requeue=True, environment=SLURM)
-    assert told == START + "not requeued: Requested operation is presently disabled; " + RESUME
+    assert put_back(STOPPED, SLURM) == "not requeued: Requested operation is presently disabled"
