@@ -17,6 +17,7 @@ from hpcinfer.log import start_logging
 
 if TYPE_CHECKING:
     from hpcinfer.recovery.stopping import Stopper
+    from hpcinfer.supervision.base import Outcome
     from hpcinfer.supervision.job_watch import JobWatch
     from hpcinfer.supervision.launchers import Launcher
     from hpcinfer.supervision.nodes import Placement
@@ -50,7 +51,6 @@ def command(args: argparse.Namespace) -> int:
     from hpcinfer.recovery.leases import incarnation_name
     from hpcinfer.recovery.stopping import Stopper
     from hpcinfer.recovery.time_limit import TimeLimit, find_period
-    from hpcinfer.supervision.base import Outcome
     from hpcinfer.supervision.job_watch import JobWatch
     from hpcinfer.supervision.loop import Supervisor
     from hpcinfer.supervision.nodes import Roster
@@ -68,14 +68,7 @@ def command(args: argparse.Namespace) -> int:
                                 cluster=plan.allocation, told_to_stop=stopper.reason)  # fmt: skip
         log.info("%d replicas of %d ranks, started by %s", plan.rules.num_replicas, plan.rules.ranks,
                  plan.launcher.name)
-        outcome = supervisor.run()
-        is_complete = watch.is_complete()
-        if outcome is Outcome.COMPLETE or (is_complete and watch.merged()):  # the last rows may beat a signal
-            return _merge(watch, job, stopper)
-        if outcome is Outcome.STOPPED:
-            return _stopped(watch, job, stopper)
-    log.error("%s; %d of %d rows are finished, and kept", outcome.value, watch.num_done, watch.num_rows)
-    return EXIT_USAGE if outcome is Outcome.REFUSED else EXIT_FAILED
+        return _conclude(supervisor.run(), watch, job, stopper)
 
 
 @dataclass(frozen=True)
@@ -108,6 +101,20 @@ class _Steps:
 
 
 _START = time.monotonic()
+
+
+def _conclude(outcome: "Outcome", watch: "JobWatch", job: JobOptions, stopper: "Stopper") -> int:
+    """Do what is left when no step runs any more; returns the exit code."""
+    from hpcinfer.supervision.base import Outcome
+
+    is_complete = watch.is_complete()
+    if outcome is Outcome.COMPLETE:
+        return _merge(watch, job, stopper)
+    if outcome is Outcome.STOPPED:
+        is_late = is_complete and watch.merged() and not job.retry_errors  # a step was faster than the signal
+        return _merge(watch, job, stopper) if is_late else _stopped(watch, job, stopper)
+    log.error("%s; %d of %d rows are finished, and kept", outcome.value, watch.num_done, watch.num_rows)
+    return EXIT_USAGE if outcome is Outcome.REFUSED else EXIT_FAILED
 
 
 def _merge(watch: "JobWatch", job: JobOptions, stopper: "Stopper") -> int:

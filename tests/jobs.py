@@ -2,13 +2,14 @@
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -57,6 +58,16 @@ class Job:
         """The Python processes of the job, by process id."""
         return sorted(filter(_is_python, _descendants(self._process.pid)), key=lambda process: process.pid)
 
+    def rank(self, number: int) -> psutil.Process | None:
+        """The process of one rank of Open MPI; None if it has not begun or has ended."""
+        return next((process for process in self.ranks() if _rank_of(process) == str(number)), None)
+
+    def kill_rank(self, number: int) -> bool:
+        """Send SIGKILL to one rank of Open MPI; says whether it was there."""
+        process = self.rank(number)
+        kill_processes([process] if process else [])
+        return process is not None
+
     def wait(self, timeout: float = 120) -> CompletedRun:
         """Wait for the end.
 
@@ -85,26 +96,39 @@ class Job:
 
 
 def start_mpi(ranks: int, argv: list[str], env: Mapping[str, str] | None = None,
-              cwd: str | os.PathLike[str] | None = None) -> Job:
-    """Start a command on N ranks; 0 ranks starts it without a launcher. Skips the test when there is no MPI."""
-    prefix = [*mpiexec_command(), "-n", str(ranks)] if ranks else []
+              cwd: str | os.PathLike[str] | None = None, flags: Sequence[str] = ()) -> Job:
+    """Start a command on N ranks, with these flags of the launcher; 0 ranks starts it without a launcher.
+
+    Skips the test when there is no MPI.
+    """
+    prefix = [*mpiexec_command(), *flags, "-n", str(ranks)] if ranks else []
     return Job([*prefix, *argv], {**os.environ, **mpi_environment(), **(env or {})}, cwd or tempfile.gettempdir())
 
 
 def start_job(ranks: int, *cli: str | os.PathLike[str], env: Mapping[str, str] | None = None,
-              module: str = "hpcinfer.run", cwd: str | os.PathLike[str] | None = None) -> Job:
+              module: str = "hpcinfer.run", cwd: str | os.PathLike[str] | None = None,
+              flags: Sequence[str] = ()) -> Job:
     """Start `python -m hpcinfer.run` with these options on N ranks (0: without a launcher)."""
-    return start_mpi(ranks, [sys.executable, "-m", module, *map(os.fspath, cli)], env, cwd)
+    return start_mpi(ranks, [sys.executable, "-m", module, *map(os.fspath, cli)], env, cwd, flags)
 
 
 def run_job(ranks: int, *cli: str | os.PathLike[str], timeout: float = 120, env: Mapping[str, str] | None = None,
-            module: str = "hpcinfer.run", cwd: str | os.PathLike[str] | None = None) -> CompletedRun:
+            module: str = "hpcinfer.run", cwd: str | os.PathLike[str] | None = None,
+            flags: Sequence[str] = ()) -> CompletedRun:
     """Start `python -m hpcinfer.run` and wait for its end.
 
     Raises:
         JobTimeoutError: the job ran for more than `timeout` seconds; it was killed.
     """
-    return start_job(ranks, *cli, env=env, module=module, cwd=cwd).wait(timeout)
+    return start_job(ranks, *cli, env=env, module=module, cwd=cwd, flags=flags).wait(timeout)
+
+
+def fault_tolerance() -> tuple[str, ...]:
+    """The launcher's flags with which ranks survive a dead one; skips the test where the MPI cannot do that."""
+    major = _open_mpi_version(mpiexec_command()[0])
+    if major < 5:
+        pytest.skip("no fault-tolerant MPI: Open MPI 5 or newer has one (mpiexec --with-ft ulfm)")
+    return "--with-ft", "ulfm"
 
 
 def mpi_environment() -> dict[str, str]:
@@ -124,9 +148,16 @@ def find_mpiexec() -> list[str]:
     path = os.environ.get("HPCINFER_MPIEXEC") or (str(beside) if beside.exists() else shutil.which("mpiexec"))
     if not path:
         return []
+    return [path, "--oversubscribe", "--bind-to", "none"] if _open_mpi_version(path) else [path]
+
+
+@functools.cache
+def _open_mpi_version(mpiexec: str) -> int:
+    """Major version of Open MPI; 0 if it is another MPI."""
     environment = {**os.environ, **mpi_environment()}
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, env=environment).stdout
-    return [path, "--oversubscribe", "--bind-to", "none"] if "Open MPI" in version else [path]
+    words = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, env=environment).stdout
+    match = re.search(r"Open MPI\)? v?(\d+)", words)
+    return int(match[1]) if match else int("Open MPI" in words)
 
 
 def mpiexec_command() -> list[str]:
@@ -175,6 +206,13 @@ def _is_python(process: psutil.Process) -> bool:
         return "python" in process.name()
     except psutil.NoSuchProcess:
         return False
+
+
+def _rank_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("OMPI_COMM_WORLD_RANK", "")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
 
 
 def _is_of(process: psutil.Process, session: str) -> bool:

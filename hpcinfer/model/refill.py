@@ -44,10 +44,10 @@ class Rate:
     num_bytes: int = 0
     seconds: float = 0.0
 
-    def add(self, num_bytes: int, start: float) -> None:
-        """Count bytes that have come since `start`, a time of `time.perf_counter`."""
+    def add(self, num_bytes: int, seconds: float) -> None:
+        """Count bytes that have come in that time."""
         self.num_bytes += num_bytes
-        self.seconds += time.perf_counter() - start
+        self.seconds += seconds
 
     def per_s(self, unknown: float) -> float:
         """The rate; `unknown` while there is none."""
@@ -148,9 +148,9 @@ class Refill:
         return found
 
     def _read_store(self, name: str, units: range | None) -> Weight:
-        start = time.perf_counter()
+        start = time.monotonic()
         found = Weight(*self._store.read_weight(name, units))
-        self._rate.add(_num_bytes(found), start)
+        self._rate.add(_num_bytes(found), time.monotonic() - start)
         self.num_bytes["store"] += _num_bytes(found)
         return found
 

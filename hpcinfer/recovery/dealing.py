@@ -143,6 +143,8 @@ class Dealer:
 
     def _hear(self) -> None:
         while (message := self._mail.probe_bytes(TAG_ROSTER)) is not None:
+            if message[0] in self._mail.failed():
+                continue  # after a cut of the network both sides go on, each for itself
             roster = Roster.from_bytes(message[1])
             self.rosters[roster.replica] = roster
             if roster.held is not None:

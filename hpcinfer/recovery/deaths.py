@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hpcinfer.errors import RequestError
 from hpcinfer.recovery.durable import create, publish_bytes, temporary_path
-from hpcinfer.recovery.inflight import HANG, Left, forget_crash, list_left, read_left, remove
+from hpcinfer.recovery.inflight import HANG, Left, list_left, read_left, remove
 from hpcinfer.recovery.layout import JobPaths
 
 log = logging.getLogger(__name__)
@@ -120,41 +120,15 @@ def record_death(paths: JobPaths, left: Left, cause: str) -> bool:
     Returns:
         Whether this call has recorded it; False too if nothing was in flight.
     """
-    is_first = _publish(paths, left, cause, left.name)
+    is_first = False
+    if left.rows:
+        paths.deaths.mkdir(exist_ok=True)
+        death = Death(left.rows, len(left.rows) == 1, cause, left.attempt, left.holder.host, left.crash)
+        is_first = publish_bytes(paths.death(left.name), json.dumps(death._asdict()).encode(), sync=False)
     remove(paths, left.name)
-    return is_first
-
-
-def record_survived(paths: JobPaths, name: str, number: int) -> bool:
-    """Record the death of a rank whose leader lives and goes on with the rows in flight. Called by the leader.
-
-    Not collective.
-
-    Args:
-        paths: of the job.
-        name: of the replica; it keeps its files.
-        number: 1 at the replica's first death, 2 at the next.
-
-    Returns:
-        Whether there was anything to record.
-    """
-    left = read_left(paths, name)
-    if left is None:
-        return False
-    is_first = _publish(paths, left, cause_of(left), f"{name}-{number}")
-    forget_crash(paths, name)
-    return is_first
-
-
-def _publish(paths: JobPaths, left: Left, cause: str, name: str) -> bool:
-    if not left.rows:
-        return False
-    paths.deaths.mkdir(exist_ok=True)
-    death = Death(left.rows, len(left.rows) == 1, cause, left.attempt, left.holder.host, left.crash)
-    is_first = publish_bytes(paths.death(name), json.dumps(death._asdict()).encode(), sync=False)
     if is_first:
         log.warning("a rank of the replica on %s died with %d rows in flight (%s)%s", left.holder.host,
-                    len(left.rows), cause, f":\n{_gist(left.crash)}" if left.crash else "")
+                    len(left.rows), cause, f":\n{_gist(left.crash)}" if left.crash else "")  # fmt: skip
     return is_first
 
 

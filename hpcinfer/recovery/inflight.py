@@ -69,11 +69,6 @@ class InFlight:
         self._table: dict[int, int] = {}  # slot -> what is in it; slots are taken in ascending order
         self._is_behind = False  # what the file says is old
 
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Rows in flight, in the order in which they were opened."""
-        return tuple(self._slots)
-
     def opened(self, row: int) -> None:
         """Note that the engine has got a row, if that is new. Not collective."""
         if row in self._slots:
@@ -201,12 +196,6 @@ def list_left(paths: JobPaths, start: str = "") -> list[str]:
         return []
     found = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
     return sorted(name for name in found if not start or name.rpartition(".")[0] == start)
-
-
-def forget_crash(paths: JobPaths, name: str) -> None:
-    """Empty the crash file: what it says was recorded, and survivors go on. Not collective."""
-    if paths.inflight_crash(name).exists():
-        os.truncate(paths.inflight_crash(name), 0)
 
 
 def remove(paths: JobPaths, name: str) -> None:

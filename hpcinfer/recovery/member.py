@@ -288,6 +288,8 @@ class Member:
         if self._rank not in self._view.members:
             self._spares.announce(is_free=True)
             return
+        if dead := sorted(self._line.failed() & set(old.members)):  # the MPI may have said no more than "a rank"
+            cause = f"rank {', '.join(map(str, dead))} of the world has died"
         self._plan = Plan.from_bytes(self._view.plan)
         self._recoveries.append({
             "replica": self._plan.replica, "cause": cause, "found_time": found_time, "agree_s": agree_s,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from hpcinfer.recovery.deaths import Deaths, cause_of, record_death
-from hpcinfer.recovery.inflight import CrashFile, InFlight, read_left, replica_name
+from hpcinfer.recovery.inflight import HANG, CrashFile, InFlight, read_left, replica_name
 from hpcinfer.recovery.layout import JobPaths
 
 
@@ -61,6 +61,11 @@ class Witness:
         """Note that a row has left the engine. On the leader. Not collective."""
         if self._flight is not None:
             self._flight.closed(row)
+
+    def hung(self, text: str) -> None:
+        """Note that this rank hangs, before it is ended. Not collective; may be called from another thread."""
+        if self._crash is not None:
+            self._crash.note(f"{HANG}: {text}")
 
     def refresh(self) -> None:
         """Learn of deaths: rows come whose owner has died. On the leader. Not collective."""

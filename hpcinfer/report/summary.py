@@ -81,5 +81,7 @@ def write_report(job_directory: Path, report: dict[str, Any]) -> Path:
     folder = job_directory / "reports"
     folder.mkdir(exist_ok=True)
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    temporary.replace(path)
     return path

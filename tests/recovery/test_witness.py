@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hpcinfer.recovery.deaths import CRASH, KILLED, POISON_AFTER
+from hpcinfer.recovery.deaths import CRASH, HUNG, KILLED, POISON_AFTER, cause_of
 from hpcinfer.recovery.inflight import list_left, read_left
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.witness import Witness
@@ -93,6 +93,15 @@ def test_leader_that_follows_from_now_on_has_no_rows(paths):
         assert list_left(paths) == ["start.0-1"]  # for its heir to record
         witness.opened(4)
         assert read_left(paths, "start.0-1").rows == ()
+
+
+def test_hang_is_noted(paths):
+    with Witness(paths, "start") as leader, Witness(paths, "start") as follower:
+        follower.hung("nothing is open yet")
+        leader.serve(0, 1, part="p")
+        follower.serve(0, 1)
+        follower.hung("in all_reduce")
+        assert cause_of(read_left(paths, "start.0-1")) == HUNG
 
 
 def test_error_of_its_own_is_taken_down(paths):

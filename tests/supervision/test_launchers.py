@@ -70,6 +70,13 @@ def test_size_of_the_allocation_is_not_that_of_a_step():
         assert "SLURM_NPROCS" not in environment
 
 
+def test_ranks_of_a_step_survive_each_other_where_that_is_wanted():
+    argv = mpiexec({"HPCINFER_FAULT_TOLERANCE": "yes"}).command("s", HERE, PROGRAM).argv
+    assert "--with-ft ulfm" in " ".join(argv)
+    for launcher in (mpiexec(), mpiexec({"HPCINFER_FAULT_TOLERANCE": "yes"}, is_open_mpi=False)):
+        assert "--with-ft" not in launcher.command("s", HERE, PROGRAM).argv
+
+
 def test_site_adds_flags():
     argv = mpiexec({"HPCINFER_MPIRUN_FLAGS": "--with-ft ulfm --mca a 'b c'"}).command("s", HERE, PROGRAM).argv
     assert argv[-8:] == ["--with-ft", "ulfm", "--mca", "a", "b c", *PROGRAM]

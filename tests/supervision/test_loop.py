@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
-from hpcinfer.supervision.loop import Outcome
+from hpcinfer.supervision.base import Outcome
 from hpcinfer.supervision.nodes import Node
 
 MANY = 10_000  # seconds
@@ -288,6 +288,14 @@ def test_replica_without_work_is_sent_home_and_its_node_given_back():
     scene.die(scene.steps[0], EXIT_RESUMABLE)
     assert scene.cluster.kept == ["b"] and scene.outcome is None
     assert [step.name for step in scene.running] == ["s.1-1"]
+
+
+@pytest.mark.parametrize(("num_refusals", "kept"), [(4, ["b"]), (99, None)])
+def test_busy_slurm_is_asked_again_but_not_for_ever(num_refusals, kept):
+    scene = tail()
+    scene.cluster.num_refusals = num_refusals
+    scene.die(scene.steps[0], EXIT_RESUMABLE)
+    assert scene.cluster.kept == kept and scene.cluster.num_refusals in (-1, 94)
 
 
 def test_nodes_are_given_back_only_when_asked():
