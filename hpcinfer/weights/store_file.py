@@ -81,7 +81,8 @@ class StoreFile:
                 self._file = FileIO(self.path)
             except OSError as error:
                 reason = error.strerror or str(error)
-                raise StoreError(reason, expected="all files of the store", where=str(self.path)) from error
+                found = f"{self.path.name} cannot be opened any more: {reason}"
+                raise StoreError(found, expected="all files of the store", where=str(self.path)) from error
         return self._file
 
 

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,21 @@ def test_the_last_stage_of_a_tied_model_reads_the_embedding_too(store):
     whole = load(store, 1, 0)
     assert None not in (whole.head, whole.embed)
     assert [name for name, _ in store.reads].count("embed_tokens.weight") == 1
+
+
+def test_what_fails_while_it_is_read_ahead_fails_the_load(store, monkeypatch):
+    read = store.read
+
+    def fail(name, units=None):
+        if name == "layers.1.post_attention_layernorm.weight":
+            raise OSError(f"no {name}")
+        return read(name, units)
+
+    monkeypatch.setattr(store, "read", fail)
+    num_threads = threading.active_count()
+    with pytest.raises(OSError, match=r"no layers\.1\.post_attention_layernorm"):
+        load(store, 1, 0)
+    assert threading.active_count() == num_threads
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -97,6 +97,23 @@ def test_file_truncated_while_open_is_named(store_copy):
             store.read(Q)
 
 
+def test_a_store_that_is_read_again_asks_hdf5_no_more(store_copy, monkeypatch):
+    with Store.open(store_copy) as store:
+        names = [spec.name for spec in param_specs(store.config, store.grains)]
+        before = {name: store.read(name).values.tobytes() for name in names}
+        store.close()
+        monkeypatch.setattr(h5py, "File", None)
+        assert {name: store.read(name).values.tobytes() for name in names} == before
+        store.close()
+        flip(store_copy / "layer-0001.h5", store._files["layer-0001.h5"]._offsets[Q][2])
+        with pytest.raises(StoreError, match=r"layer-0001\.h5, dataset q_proj\.weight, chunk 2"):
+            store.read(Q)
+        store.close()
+        (store_copy / "layer-0001.h5").unlink()
+        with pytest.raises(StoreError, match=r"layer-0001\.h5 cannot be opened"):
+            store.read(Q)
+
+
 @pytest.mark.parametrize("name", ["index.h5", "layer-0001.h5", "outer.h5"])
 def test_missing_file_is_named(store_copy, name):
     (store_copy / name).unlink()
