@@ -249,6 +249,7 @@ class JobOptions:
     stop_margin: float = option(
         60.0, "seconds before the end of the time in which work is put away; a tenth of the time at most"
     )
+    merge: bool = option(True, "leave the output to `hpcinfer merge`")
     requeue: bool = option(False, "when stopped by a signal or the time limit, have Slurm start the same job again")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.agree import where_am_i
+from hpcinfer.agree import on_root, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, start_world, survive
@@ -95,6 +95,7 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
         member = Member(serving, line)
         watch.follow(serving.options.metrics)
         watch.measure(lambda: pace_of(rank, member.report()))
+        watch.last_word = member.witness.hung
         with phases.phase("load"):
             loaded = [_load(world, line, serving)]
         with phases.phase("run"):
@@ -105,7 +106,7 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
             return _end_early(world, options, result)
         report = result
     assert report is not None
-    if world.rank == 0:
+    if world.rank == 0 and options.job.merge:
         print(setup.job.paths.output, flush=True)
     failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
     return EXIT_FAILED if failed else EXIT_DONE
@@ -157,7 +158,6 @@ def _finish(
     world: "Collectives", options: RunOptions, facts: _RunFacts, stopper: "Stopper"
 ) -> "MergeReport | Stopped":
     """Merge and report, unless the job was stopped before its end. Collective over the world."""
-    from hpcinfer.recovery.merging import CACHES_S, merge
     from hpcinfer.recovery.snapshots import remove_snapshots
     from hpcinfer.recovery.stopping import agree_to_stop
 
@@ -166,7 +166,7 @@ def _finish(
     paths = facts.setup.job.paths
     with facts.phases.phase("merge"):
         stopped = agree_to_stop(stopper, facts.setup.job, world)
-        merged = None if stopped else merge(paths, paths.output, world, patience_s=CACHES_S)
+        merged = None if stopped else _merge(world, options)
     ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(facts.rank_report).encode())]
     if merged is None:
         assert stopped is not None
@@ -175,6 +175,18 @@ def _finish(
         remove_snapshots(paths)
         _report(world, options, facts, merged, ranks)
     return merged
+
+
+def _merge(world: "Collectives", options: RunOptions) -> "MergeReport":
+    """Merge, or only count what is to be merged. Collective over the world."""
+    from hpcinfer.recovery.layout import JobPaths
+    from hpcinfer.recovery.merging import CACHES_S, MergeReport, count, merge
+
+    paths = JobPaths(Path(options.job.output))
+    if options.job.merge:
+        return merge(paths, paths.output, world, patience_s=CACHES_S)
+    counted = on_root(world, lambda: json.dumps(count(paths)).encode())
+    return MergeReport(*json.loads(counted))
 
 
 def _report(

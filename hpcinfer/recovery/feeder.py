@@ -12,9 +12,11 @@ from hpcinfer.data.completion import Choice, completion_record
 from hpcinfer.data.request import Prepared
 from hpcinfer.engine.request import Request
 from hpcinfer.recovery.dealing import Deal
+from hpcinfer.recovery.deaths import poison_error
 from hpcinfer.recovery.desk import Desk
 from hpcinfer.recovery.rows import PrepareAhead, Refused, Row, RowSource
 from hpcinfer.recovery.snapshots import Outputs, Unfinished
+from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 
 _IDLE_S = 0.01
@@ -57,12 +59,16 @@ class Feeder:
     """Frontend of one replica over the job directory."""
 
     def __init__(
-        self, source: RowSource, rows: PrepareAhead, writer: WriterThread, desk: Desk, counts: RowCounts
-    ) -> None:
+        self, source: RowSource, rows: PrepareAhead, writer: WriterThread, desk: Desk, counts: RowCounts,
+        witness: Witness,
+    ) -> None:  # fmt: skip
         self._source, self._rows, self._writer, self.desk = source, rows, writer, desk
         self._backlog: deque[tuple[int, Deal]] = deque()
         self._open: dict[int, _Open] = {}
         self._left: dict[int, _Left] = {}  # by block
+        self._witness = witness
+        self._apart: deque[Row] = deque()  # rows that wait until they can be computed alone
+        self._is_alone = False  # such a row is in the engine
         self.counts = counts
 
     def adopt(self, requests: list[Request]) -> None:
@@ -75,6 +81,16 @@ class Feeder:
             self._open[request.row] = _Open(prepared, deal)
             self._left.setdefault(deal.block, _Left(deal.generation)).rows.add(request.row)
 
+    def set_apart(self, requests: list[Request]) -> list[Request]:
+        """Hold back rows in the engine with which ranks have died; returns those to go on with. Not collective."""
+        suspects = [request for request in requests if self._witness.must_be_alone(request.row)]
+        for request in suspects:
+            prepared, deal, _ = self._open.pop(request.row)
+            self._witness.closed(request.row)
+            self._apart.append(Row(request.row, deal, prepared, request.resumed))
+        self._is_alone = False
+        return [request for request in requests if request.row in self._open]
+
     def held(self) -> tuple[Deal, ...]:
         """Rows that this leader works on; all that it has finished is durable when this returns. Not collective."""
         self._writer.flush_now()
@@ -86,15 +102,26 @@ class Feeder:
         while self._backlog and self._rows.num_open < wanted + _NUM_AHEAD:
             self._rows.give(*self._backlog.popleft())
         requests: list[Request] = []
-        while len(requests) < wanted and (row := self._rows.take()) is not None:
-            request = self._open_row(row)
-            if request is not None:
+        while len(requests) < wanted and not self._is_alone and (row := self._rows.take()) is not None:
+            if self._witness.must_be_alone(row.row):
+                self._apart.append(row)
+            elif (request := self._open_row(row)) is not None:
                 requests.append(request)
-        return requests
+        return requests or self._take_apart()
+
+    def _take_apart(self) -> list[Request]:
+        """Give a row that must be alone once there is nothing else to do, and nothing more until it is finished."""
+        if not self._apart or self._open or self._backlog or self._rows.num_open:
+            return []
+        request = self._open_row(self._apart.popleft())
+        self._is_alone = request is not None
+        return [request] if request is not None else []
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:
         """Write the line of a finished row. Not collective."""
         prepared, deal, num_resumed = self._open.pop(row)
+        self._witness.closed(row)
+        self._is_alone = False
         preparer, name = self._source.preparer, prepared.request.model or self._source.model_name
         line = completion_record(prepared, choices, name, preparer.tokenizer)
         self.counts.finish_reasons.update(choice.finish_reason for choice in choices)
@@ -106,7 +133,7 @@ class Feeder:
 
     def is_exhausted(self) -> bool:
         """Whether the whole job is complete. Not collective."""
-        return self.desk.is_ended and not self._backlog and not self._rows.num_open
+        return self.desk.is_ended and not self._backlog and not self._rows.num_open and not self._apart
 
     def is_stopping(self) -> bool:
         """Whether to end soon, with rows unfinished. Not collective."""
@@ -132,11 +159,15 @@ class Feeder:
             self.desk.ask(max(1, wanted - num_coming))
         for deal in self.desk.turn(self.held):
             left = self._left.setdefault(deal.block, _Left(deal.generation))
+            if deal.generation > 1:  # its last owner has died
+                self._witness.refresh()
             self._backlog.extend((row, deal) for row in deal.rows if row not in left.rows)
             left.rows.update(deal.rows)
 
     def _open_row(self, ready: Row) -> Request | None:
         row, deal, content, resumed = ready
+        if self._witness.is_poison(row):
+            content = self._source.refuse(row, poison_error())
         if isinstance(content, Refused):
             self.counts.errors[content.error.code] += 1
             self.counts.examples.setdefault(content.error.code, f"row {row}: {content.error.found}")
@@ -146,6 +177,7 @@ class Feeder:
         num_resumed = sum(map(len, resumed))
         self.counts.resumed_tokens += num_resumed
         self._open[row] = _Open(content, deal, num_resumed)
+        self._witness.opened(row)
         return Request(row, tuple(content.prompt_ids.tolist()), content.sampling, resumed, deal.generation)
 
     def _append(self, row: int, deal: Deal, line: bytes, *, is_error: bool) -> None:

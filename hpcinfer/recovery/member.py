@@ -38,6 +38,7 @@ from hpcinfer.recovery.snapshots import Snapshots
 from hpcinfer.recovery.spares import Spares
 from hpcinfer.recovery.state import State, free_memory, observe
 from hpcinfer.recovery.succession import Plan, Succession
+from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 from hpcinfer.report.metrics import SPARE
 
@@ -70,6 +71,7 @@ class Member:
             tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
             self._spares.is_idle, self._succession.replace, serving.stopper,
         )  # fmt: skip
+        self.witness = Witness(serving.job.paths, serving.name, serving.job.attempt)
         self._state = State(0, 0, ())
         self._replica: Replica | None = None
         self._sharing = Sharing(serving, line)
@@ -97,6 +99,7 @@ class Member:
         self._replica = replica
         del replica  # after a death nothing else may keep its memory
         with ExitStack() as stack:
+            stack.enter_context(self.witness)
             try:
                 self._live(stack)
             except RevokedError:
@@ -194,6 +197,8 @@ class Member:
         """Run the loop to the end of the job. Collective over the replica."""
         self._place = {"replica": self._plan.replica, **place_of(replica)}
         self._cache = {"kv_cache_bytes": replica.kv_cache_bytes, "num_blocks": replica.num_blocks}
+        if not replica.is_leader:
+            self.witness.serve(self._plan.replica, self._view.epoch)
         leader = self._lead(replica, stack) if replica.is_leader else None
         group = replica.runner.pipeline.replica
         if self._line is not None:
@@ -238,6 +243,9 @@ class Member:
             if self._view.epoch > 1:
                 self._feeder.adopt(requests)
                 self._feeder.desk.report(roster._replace(held=self._feeder.held()))
+        rows = [request.row for request in requests]
+        self.witness.serve(self._plan.replica, self._view.epoch, part=self._part, rows=rows)
+        requests = self._feeder.set_apart(requests)
         outputs = Outputs(self._serving.preparer.tokenizer, replica.runner.eos_ids)
         leader = Leader(
             replica.scheduler, outputs, self._feeder, replica.runner,
@@ -263,7 +271,7 @@ class Member:
         snapshots = Snapshots(job.paths, job.index, job.attempt)
         source = RowSource(file, job.index, serving.preparer, serving.model_name, snapshots)
         rows = stack.enter_context(PrepareAhead(source))
-        return Feeder(source, rows, writer, self._open_desk(roster), self._counts)
+        return Feeder(source, rows, writer, self._open_desk(roster), self._counts, self.witness)
 
     def _open_desk(self, roster: Roster) -> Desk:
         """Take the desk that this rank has had before, or a new one; the first claimant begins to claim with it."""

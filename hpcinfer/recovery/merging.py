@@ -20,6 +20,7 @@ from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.patience import patiently
 from hpcinfer.recovery.sidecar import JournalReader
+from hpcinfer.recovery.states import RowStates
 from hpcinfer.recovery.winners import Winners
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
         log.warning("%d rows were computed twice with different results: a bug or a broken machine",
                     report.num_conflicts)
     return report
+
+
+def count(paths: JobPaths) -> MergeReport:
+    """Count what a merge would find, without a look at the lines. Not collective."""
+    attempt, num_rows = current_attempt(paths), Index.open(paths.index).num_rows
+    states = RowStates(num_rows, attempt)
+    states.read_all(JournalReader(paths))
+    return MergeReport(num_rows, states.num_done, states.num_failed, 0, 0, 0, states.num_unfinished, attempt)
 
 
 def read_complete(paths: JobPaths) -> MergeReport | None:

@@ -84,6 +84,10 @@ class RowSource:
             found = RequestError("internal_error", f"{type(error).__name__} while the row was prepared")
         return Refused(found, error_record(row, line, found, self.preparer.kind))
 
+    def refuse(self, row: int, error: RequestError) -> Refused:
+        """Make the record of a row that is not served, whatever it asks for. Not collective."""
+        return Refused(error, error_record(row, self.read(row), error, self.preparer.kind))
+
     def resumed(self, row: int, block: int) -> Outputs:
         """Output tokens that a row has already, by choice; () if it begins anew. Not collective."""
         return self.snapshots.resumed(row, block) if self.snapshots else ()

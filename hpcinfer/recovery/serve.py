@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class Serving:
     """What is served, with what, on which ranks."""
 
+    name: str  # of this start of the job
     job: Job
     preparer: Preparer
     store: Store

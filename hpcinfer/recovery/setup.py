@@ -31,9 +31,9 @@ from hpcinfer.model.shard import shard_plan
 from hpcinfer.partition.layout import ModelLimits, layout_of
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
 from hpcinfer.recovery.election import Election
+from hpcinfer.recovery.inflight import start_name
 from hpcinfer.recovery.job import Job, check_job_options, find_input, open_job
 from hpcinfer.recovery.layout import JobPaths
-from hpcinfer.recovery.leases import incarnation_name
 from hpcinfer.recovery.merging import MergeReport, read_complete
 from hpcinfer.recovery.serve import Serving
 from hpcinfer.recovery.stopping import Stopped, Stopper, agree_to_stop
@@ -94,6 +94,7 @@ def serving_of(
     limits = ModelLimits(setup.store.config.num_layers, setup.store.grains)
     layout = layout_of(mesh, mail.size, limits)
     return Serving(
+        name=setup.name,
         job=setup.job,
         preparer=setup.preparer,
         store=setup.store,
@@ -135,7 +136,7 @@ def _set_up(world: Collectives, mesh: Mesh, options: RunOptions, phases: Metrics
     preparer = Preparer(
         tokenizer, template, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
     )
-    name = on_root(world, lambda: incarnation_name().encode()).decode()
+    name = start_name(world)
     return Setup(store, kernels, job, preparer, name)
 
 

@@ -54,6 +54,7 @@ class Watchdog:
         self._inquirer = Inquirer(world, roster, Inquiries(hangs / roster.name), self._threads, timeout_s)
         self._stop = threading.Event()
         self._has_warned = False
+        self.last_word: Callable[[str], None] = lambda text: None  # told why before this rank ends itself
         self._jobs = [threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
                       for step, name in ((self._look, "watchdog"), (self._write, "watchdog files"))]  # fmt: skip
 
@@ -101,6 +102,7 @@ class Watchdog:
             self._has_warned = True
         if standing.still_s >= _GIVE_UP * self._timeout_s:
             log.error("hang: %s; treated as dead: %s", self._roster.where(self._roster.rank), text)
+            self.last_word(text)
             _end_process(self._roster.holders[self._roster.rank]) if self._world.is_tolerant else self._end_all()
 
     def _write(self, elapsed_s: float) -> None:

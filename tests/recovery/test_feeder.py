@@ -16,6 +16,7 @@ from hpcinfer.recovery.dealing import Deal
 from hpcinfer.recovery.feeder import Feeder, RowCounts
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.rows import PrepareAhead, RowSource
+from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 
 
@@ -62,7 +63,7 @@ def feed(make_job, tmp_path):
         with (tmp_path / "prompts.txt").open("rb") as file, PartWriter(paths, "a") as part:
             source = RowSource(file, index, preparer, "model")
             with WriterThread(part) as writer, PrepareAhead(source) as rows:
-                use(Feeder(source, rows, writer, desk, RowCounts()))
+                use(Feeder(source, rows, writer, desk, RowCounts(), Witness(paths, "start")))
         return [json.loads(line) for line in paths.part_data("a").read_bytes().splitlines()]
 
     return run
