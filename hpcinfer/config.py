@@ -198,6 +198,12 @@ class MeshOptions:
     tensor_parallel_size: int = option(1, "ranks that share each layer", "-tp")
     pipeline_parallel_size: int = option(1, "stages that share the layers", "-pp")
     data_parallel_size: int | None = option(None, "replicas; the rest of the world if not given", "-dp")
+
+
+@dataclass(frozen=True)
+class JobMeshOptions(MeshOptions):
+    """How the ranks of a job are laid out, which may lose some."""
+
     spare_ranks: int = option(0, "ranks that wait to take the place of dead ones, where the MPI lets the others go on")
 
 
@@ -217,8 +223,6 @@ class EngineOptions:
     threads: int | None = option(
         None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
     )
-    refill: str = option("auto", "where a rank takes weights after a death, beyond its own memory: the store, ranks of"
-                         " other replicas (sister), or what is faster (auto)", choices=("auto", "sister", "store"))
     debug_lockstep: bool = option(False, "compare a digest of the schedule across each replica every step")
 
 
@@ -236,6 +240,8 @@ class JobOptions:
         None, "date that chat templates see, as 2026-01-31; pinned at the first start if not given", metavar="DATE"
     )
     retry_errors: bool = option(False, "compute rows again that ended in error records")
+    refill: str = option("auto", "where a rank takes weights after a death, beyond its own memory: the store, ranks of"
+                         " other replicas (sister), or what is faster (auto)", choices=("auto", "sister", "store"))
     fail_on_error: bool = option(False, "exit with 1 if any row ended in an error record")
     lease_timeout: float = option(180.0, "seconds without a sign of life after which another job's work is taken over")
     hang_timeout: float = option(
@@ -273,7 +279,7 @@ class RunOptions:
     """All options of a run."""
 
     model: ModelOptions
-    mesh: MeshOptions
+    mesh: JobMeshOptions
     engine: EngineOptions
     job: JobOptions
     sampling: dict[str, Any]  # what the command line says, by field of SamplingParams

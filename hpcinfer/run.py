@@ -13,7 +13,7 @@ from hpcinfer.agree import on_root, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, start_world, survive
-from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, RunOptions, SamplingParams
+from hpcinfer.config import EngineOptions, JobMeshOptions, JobOptions, ModelOptions, RunOptions, SamplingParams
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, RankFailedError
 from hpcinfer.log import show_info, start_logging
 from hpcinfer.partition.mesh import Mesh
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     add_options(parser, ModelOptions, title="model")
     add_options(parser, JobOptions, title="job")
-    add_options(parser, MeshOptions, title="mesh")
+    add_options(parser, JobMeshOptions, title="mesh")
     add_options(parser, EngineOptions, title="engine (changes no result)")
     add_options(parser, SamplingParams, title="sampling (rows that say nothing else)", given_only=True)
 
@@ -50,7 +50,7 @@ def command(args: argparse.Namespace) -> int:
     """Run the job on all ranks that were launched."""
     options = RunOptions(
         model=read_options(args, ModelOptions),
-        mesh=read_options(args, MeshOptions),
+        mesh=read_options(args, JobMeshOptions),
         engine=read_options(args, EngineOptions),
         job=read_options(args, JobOptions),
         sampling=given_options(args, SamplingParams),

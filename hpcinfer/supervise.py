@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcinfer.cli import add_options, given_options, read_options
-from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams, SuperviseOptions
+from hpcinfer.config import EngineOptions, JobMeshOptions, JobOptions, ModelOptions, SamplingParams, SuperviseOptions
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
 from hpcinfer.log import start_logging
 
@@ -32,7 +32,7 @@ _STEP = "hpcinfer.run"
 _PASSED_ON: dict[type, str] = {  # what the steps get: all of `hpcinfer run`
     ModelOptions: "model",
     JobOptions: "job",
-    MeshOptions: "mesh (each replica is a step of its own)",
+    JobMeshOptions: "mesh (each replica is a step of its own)",
     EngineOptions: "engine (changes no result)",
     SamplingParams: "sampling (rows that say nothing else)",
 }
@@ -59,7 +59,7 @@ def command(args: argparse.Namespace) -> int:
     start_logging(is_root=True, who="supervisor")
     job = read_options(args, JobOptions)
     check_job_options(job)
-    plan = make_plan(read_options(args, SuperviseOptions), read_options(args, MeshOptions), job, os.environ)
+    plan = make_plan(read_options(args, SuperviseOptions), read_options(args, JobMeshOptions), job, os.environ)
     period = find_period(job.time_limit)
     watch = JobWatch.of(Path(job.output), job.lease_timeout)
     steps = _Steps(plan.launcher, {config: given_options(args, config) for config in _PASSED_ON})

@@ -7,9 +7,9 @@ import pytest
 from hpcinfer.__main__ import main
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm import launcher
-from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams, option
+from hpcinfer.config import EngineOptions, JobMeshOptions, JobOptions, ModelOptions, SamplingParams, option
 
-GROUPS = [ModelOptions, MeshOptions, EngineOptions, JobOptions, SamplingParams]
+GROUPS = [ModelOptions, JobMeshOptions, EngineOptions, JobOptions, SamplingParams]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_negative_numbers_are_values():
     args = parser_of(SamplingParams, given_only=True).parse_args(["--top-k", "-1"])
     assert given_options(args, SamplingParams) == {"top_k": -1}
     assert read("--seed", "-5", config=JobOptions).seed == -5
-    assert read("-tp", "4", "-pp", "2", config=MeshOptions) == MeshOptions(4, 2, None)
+    assert read("-tp", "4", "-pp", "2", config=JobMeshOptions) == JobMeshOptions(4, 2, None)
 
 
 @pytest.mark.parametrize("argv", [["run", "--nope", "1"], ["run", "--max-num-seq", "1"], ["nothing"], []])

@@ -10,7 +10,7 @@ import pytest
 
 from hpcinfer import supervise
 from hpcinfer.cli import given_options, read_options
-from hpcinfer.config import JobOptions, MeshOptions, SuperviseOptions
+from hpcinfer.config import JobMeshOptions, JobOptions, SuperviseOptions
 from hpcinfer.errors import ConfigError, MeshError
 from hpcinfer.supervision.launchers import Command
 from hpcinfer.supervision.nodes import Node
@@ -47,7 +47,7 @@ def flags_of_step(*flags: str, opens_retry: bool = False) -> list[str]:
 def plan(*flags: str, **environment: str) -> Any:
     args = parse("--launcher", "mpiexec", *flags)
     settings = {"PATH": "", "HPCINFER_MPIRUN": "/bin/true", **environment}
-    own, mesh, job = (read_options(args, config) for config in (SuperviseOptions, MeshOptions, JobOptions))
+    own, mesh, job = (read_options(args, config) for config in (SuperviseOptions, JobMeshOptions, JobOptions))
     return make_plan(own, mesh, job, settings)
 
 

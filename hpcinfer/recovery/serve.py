@@ -38,6 +38,7 @@ class Serving:
     options: ReplicaOptions
     model_name: str  # in records whose request does not name a model
     lease_timeout_s: float
+    refill: str  # where weights come from after a death: auto, sister or store
     layout: Layout
     mail: Collectives  # all ranks, for the messages of dealing; a line where ranks may die
     election: Election

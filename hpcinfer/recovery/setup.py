@@ -102,6 +102,7 @@ def serving_of(
         options=ReplicaOptions(options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options)),
         model_name=f"hpcinfer-{setup.store.digest[:12]}",
         lease_timeout_s=options.job.lease_timeout,
+        refill=options.job.refill,
         layout=layout,
         mail=mail,
         election=Election(setup.job.paths.claimants, setup.name, layout.replicas[0].members[0]),

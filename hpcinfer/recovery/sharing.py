@@ -24,7 +24,7 @@ class Sharing:
     def source(self, replica: int, held: HeldWeights | None) -> Refill:
         """Where a rank that joins a replica takes its weights, which it may hold in part. See `--refill`."""
         holders: list[Holder] = [] if held is None else [held]
-        wanted = self._serving.options.engine.refill
+        wanted = self._serving.refill
         if self._line is not None and wanted != "store":
             ranks = sisters_of(self._serving.layout, replica, self._line.failed() | {self._line.rank})
             self._sisters = Sisters(self._line, self._serving.store, ranks, is_forced=wanted == "sister")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 0.5  # with a sister that the store can stand in for
-_LONG_PATIENCE_S = 5.0  # where the user wants no store
+_LONG_PATIENCE_S = 2.0  # where the user wants no store
 _NUM_REPLICAS = 2  # that are asked; the next ones, so that not all ask the same
 
 _numbers = itertools.count(1)  # of requests of this process

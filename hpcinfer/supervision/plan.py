@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpcinfer.config import JobOptions, MeshOptions, SuperviseOptions
+from hpcinfer.config import JobMeshOptions, JobOptions, SuperviseOptions
 from hpcinfer.errors import ConfigError, MeshError
 from hpcinfer.supervision.base import Rules
 from hpcinfer.supervision.launchers import Launcher, choose_launcher
@@ -25,7 +25,7 @@ class Plan:
     allocation: Allocation | None  # None outside Slurm
 
 
-def make_plan(own: SuperviseOptions, mesh: MeshOptions, job: JobOptions, environment: Mapping[str, str]) -> Plan:
+def make_plan(own: SuperviseOptions, mesh: JobMeshOptions, job: JobOptions, environment: Mapping[str, str]) -> Plan:
     """Find nodes and launcher, and count the replicas.
 
     Raises:
@@ -58,7 +58,7 @@ def _count_replicas(nodes: list[Node], ranks: int, wanted: int | None) -> int:
     return wanted or room
 
 
-def _check(own: SuperviseOptions, mesh: MeshOptions) -> None:
+def _check(own: SuperviseOptions, mesh: JobMeshOptions) -> None:
     sizes = mesh.tensor_parallel_size, mesh.pipeline_parallel_size, mesh.data_parallel_size
     if min(size for size in sizes if size is not None) < 1:
         raise MeshError("a size of the mesh is less than 1", expected="-tp, -pp and -dp of at least 1")

@@ -22,7 +22,10 @@ def world():
     return start_world()
 
 
-@pytest.fixture(scope="module", params=["world", "halves", "reversed", "alone", "serial", "tolerant", "tolerant halves"])
+GROUPS = ["world", "halves", "reversed", "alone", "serial", "tolerant", "tolerant halves"]
+
+
+@pytest.fixture(scope="module", params=GROUPS)
 def group(request, world):
     splits = {"halves": (2 * world.rank // world.size, world.rank), "reversed": (0, -world.rank),
               "alone": (world.rank, 0)}  # fmt: skip

@@ -28,43 +28,43 @@ def store(tmp_path_factory):
 
 
 class Holder:
-    """Holds some units, which it gives as zeros at a rate; or says no."""
+    """Holds some units, which it gives at a rate, filled with its number; or says no."""
 
     source = "sister"
 
-    def __init__(self, units, bytes_per_s, *, refuses=False):
-        self.units, self.bytes_per_s, self.refuses = units, bytes_per_s, refuses
+    def __init__(self, number, units, bytes_per_s, *, refuses=False):
+        self.number, self.units, self.bytes_per_s, self.refuses = number, units, bytes_per_s, refuses
 
     def held(self, name):
         return self.units
 
     def fetch(self, name, units):
         assert all(unit in self.units for unit in units)
-        return None if self.refuses else Weight(np.zeros((len(units), 64, 64), np.float32), "float32")
+        return None if self.refuses else Weight(np.full((len(units), 64, 64), self.number, np.float32), "float32")
 
 
 def origins(store, *holders):
-    """Who gives each of the eight units, after the store has been read: h, or s for the store."""
+    """Who gives each of the eight units, after the store has been read: its number, or s for the store."""
     source = Refill(store, holders)
     source.read_weight("lm_head.weight", range(8))
     values = source.read_weight(NAME, range(8))[0]
-    return "".join("s" if unit.any() else "h" for unit in values)
+    return "".join("s" if np.ptp(unit) else str(int(unit[0, 0])) for unit in values)
 
 
-@pytest.mark.parametrize("rate, expected", [(inf, "sshhhsss"), (1.0, "ssssssss"), (0.0, "ssssssss")])
+@pytest.mark.parametrize("rate, expected", [(inf, "ss111sss"), (1.0, "ssssssss"), (0.0, "ssssssss")])
 def test_the_faster_source_is_asked(store, rate, expected):
-    assert origins(store, Holder(range(2, 5), rate)) == expected
+    assert origins(store, Holder(1, range(2, 5), rate)) == expected
 
 
 def test_a_slow_store_is_asked_for_the_rest(store, monkeypatch):
     seconds = iter(range(10**6))
     monkeypatch.setattr(refill.time, "monotonic", lambda: 1000.0 * next(seconds))
-    assert origins(store, Holder(range(2, 5), 1e6), Holder(range(4, 8), 2e6)) == "sshhhhhh"
-    assert origins(store, Holder(range(2, 5), 1e6, refuses=True)) == "ssssssss"
+    assert origins(store, Holder(1, range(2, 5), 1e6), Holder(2, range(4, 8), 2e6)) == "ss112222"
+    assert origins(store, Holder(1, range(2, 5), 1e6, refuses=True)) == "ssssssss"
 
 
 def test_an_unknown_store_is_read_first(store):
-    source = Refill(store, [Holder(range(8), 1e15)])
+    source = Refill(store, [Holder(1, range(8), 1e15)])
     assert source.read_weight(NAME, range(8))[0].any()
     assert source.num_bytes == {"own": 0, "sister": 0, "store": 4 * 8 * 64 * 64}
 

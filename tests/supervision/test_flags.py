@@ -7,10 +7,10 @@ import pytest
 
 from hpcinfer import run, supervise
 from hpcinfer.cli import add_options, given_options, read_options
-from hpcinfer.config import EngineOptions, JobOptions, MeshOptions, ModelOptions, SamplingParams
+from hpcinfer.config import EngineOptions, JobMeshOptions, JobOptions, ModelOptions, SamplingParams
 from hpcinfer.supervision.flags import to_flags
 
-PASSED_ON = [ModelOptions, JobOptions, MeshOptions, EngineOptions, SamplingParams]
+PASSED_ON = [ModelOptions, JobOptions, JobMeshOptions, EngineOptions, SamplingParams]
 
 
 def flags_of(command) -> set[str]:
