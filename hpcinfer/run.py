@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcinfer.agree import on_root, where_am_i
+from hpcinfer.agree import on_all, on_root, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
 from hpcinfer.comm.launcher import check_world_size
 from hpcinfer.comm.world import end_together, leave, start_world, survive
@@ -69,8 +69,8 @@ def _watch(world: "World", options: RunOptions, stopper: "Stopper") -> int:
     from hpcinfer.recovery.layout import JobPaths
     from hpcinfer.recovery.watchdog import Watchdog
 
-    check_world_size(world.size)
     launched = world.size
+    on_all(world, lambda: check_world_size(launched))
     world, roster = survive(world, exchange_roster)
     hangs = JobPaths(Path(options.job.output or "unnamed")).hangs
     with Watchdog(world, roster, hangs, options.job.hang_timeout) as watch:
@@ -112,14 +112,14 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _end_early(world: "Collectives", options: RunOptions, stopped: "Stopped") -> int:
+def _end_early(world: "World", options: RunOptions, stopped: "Stopped") -> int:
     """Say what becomes of a job that was stopped. Collective over the world."""
     from hpcinfer.recovery.stopping import say_farewell
 
     if world.rank == 0:
         show_info()
         say_farewell(stopped, requeue=options.job.requeue)
-    world.barrier()
+    survive(world, lambda group: group.barrier())
     return EXIT_RESUMABLE
 
 

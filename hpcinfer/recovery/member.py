@@ -19,27 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, regroup
 from hpcinfer.comm.tolerant import TolerantGroup
-from hpcinfer.engine.leader import Leader
-from hpcinfer.engine.outputs import Outputs
 from hpcinfer.engine.replica import Replica
-from hpcinfer.engine.request import Request
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedError
 from hpcinfer.model.refill import HeldWeights
 from hpcinfer.recovery.dealing import STOP, TAG_WANT, WANT, Roster
-from hpcinfer.recovery.desk import Desk, Office
-from hpcinfer.recovery.feeder import Feeder, RowCounts
-from hpcinfer.recovery.journal import PartWriter
-from hpcinfer.recovery.leases import incarnation_name
-from hpcinfer.recovery.rows import PrepareAhead, RowSource
+from hpcinfer.recovery.desk import Office
+from hpcinfer.recovery.leadership import Leadership
 from hpcinfer.recovery.serve import Serving, place_of, rank_report
 from hpcinfer.recovery.sharing import Sharing
-from hpcinfer.recovery.sidecar import rows_of_part
-from hpcinfer.recovery.snapshots import Snapshots
 from hpcinfer.recovery.spares import Spares
 from hpcinfer.recovery.state import State, free_memory, observe
 from hpcinfer.recovery.succession import Plan, Succession
 from hpcinfer.recovery.witness import Witness
-from hpcinfer.recovery.writer_thread import WriterThread
 from hpcinfer.report.metrics import SPARE
 
 if TYPE_CHECKING:
@@ -66,7 +57,7 @@ class Member:
         self._plan = Plan(places[0][0], places[0][1].mesh.pp, places[0][1].mesh.tp) if places else Plan(-1, 1, 1)
         self._spares = Spares(serving.mail, layout.spares)
         self._succession = Succession(serving, line, self._spares)
-        self._office = Office(
+        office = Office(
             serving.mail, serving.job, serving.election, serving.lease_timeout_s,
             tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
             self._spares.is_idle, self._succession.replace, serving.stopper,
@@ -76,10 +67,8 @@ class Member:
         self._replica: Replica | None = None
         self._sharing = Sharing(serving, line)
         self._held: HeldWeights | None = None  # of the last place, until the next one has its weights
-        self._feeder: Feeder | None = None  # while this rank leads
-        self._desk: Desk | None = None  # since it has led for the first time
-        self._counts = RowCounts()
-        self._part = ""  # of its finished rows
+        self._stack = ExitStack()
+        self._leadership = Leadership(serving, office, self.witness, self._stack)
         self._place: dict[str, Any] = {}
         self._word: Pending | None = None  # to the claimant, that this rank is to stop
         self._cache = {"kv_cache_bytes": 0, "num_blocks": 0}
@@ -98,24 +87,24 @@ class Member:
         """
         self._replica = replica
         del replica  # after a death nothing else may keep its memory
-        with ExitStack() as stack:
+        with self._stack as stack:
             stack.enter_context(self.witness)
             try:
-                self._live(stack)
+                self._live()
             except RevokedError:
                 log.debug("rank %d: the others have come to the end", self._rank)
-        if self._desk is not None:
-            self._desk.release()
+        if self._leadership.desk is not None:
+            self._leadership.desk.release()
         return self.report()
 
     def report(self) -> dict[str, Any]:
         """Say what this rank has done so far. Not collective; may be called from another thread."""
         metrics = self._serving.options.metrics
-        report = rank_report(self._place, self._serving.kernels, metrics, self._counts)
-        timeline = {} if self._desk is None else {"timeline": metrics.timeline.to_json()}
+        report = rank_report(self._place, self._serving.kernels, metrics, self._leadership.counts)
+        timeline = {} if self._leadership.desk is None else {"timeline": metrics.timeline.to_json()}
         return {**report, **self._cache, **timeline, "recoveries": self._recoveries}
 
-    def _live(self, stack: ExitStack) -> None:
+    def _live(self) -> None:
         while True:
             if self._rank not in self._view.members:
                 with self._serving.options.metrics.phase(SPARE):
@@ -125,7 +114,7 @@ class Member:
             try:
                 self._replica = self._replica or self._build()
                 if self._replica is not None:
-                    self._serve(self._replica, stack)
+                    self._serve(self._replica)
                     return self._leave(is_stopped=self._replica.engine.is_stopped)
             except RevokedError:
                 raise
@@ -137,7 +126,7 @@ class Member:
 
     def _leave(self, *, is_stopped: bool = False) -> None:
         """End all waiting on this rank's word, unless others are still stopping: the claimant is the last of them."""
-        is_last = not is_stopped or (self._desk is not None and self._desk.is_claimant)
+        is_last = not is_stopped or self._leadership.is_claimant
         if self._line is not None and is_last:
             self._line.revoke()
 
@@ -157,20 +146,20 @@ class Member:
     def _next_view(self) -> View | None:
         """The replica that needs this rank; a claimant leads one or none, since only leaders claim and deal."""
         assert self._line is not None
-        is_free = self._desk is None or not self._desk.is_claimant
-        invited = answer_invitation(self._line, self._view) if is_free else None
+        invited = None if self._leadership.is_claimant else answer_invitation(self._line, self._view)
         return invited or self._succession.replace_all(self._view)
 
     def _is_over(self) -> bool:
         """Whether this spare rank, if it claims for the others, has come to the end."""
-        if self._desk is None or not self._desk.is_claimant:
+        desk = self._leadership.desk
+        if desk is None or not desk.is_claimant:
             self._pass_on()
             return False
-        self._desk.turn(tuple)
-        if self._desk.is_complete or self._desk.is_stopping():
-            self._desk.close()
-            return True
-        return False
+        desk.turn(tuple)
+        is_over = desk.is_complete or desk.is_stopping()
+        if is_over:
+            desk.close()
+        return is_over
 
     def _build(self) -> Replica | None:
         """Load this rank's part of its replica; None if the replica is given up."""
@@ -193,16 +182,18 @@ class Member:
         assert self._line is not None
         return TolerantGroup(self._line, self._view.members, self._view.epoch)
 
-    def _serve(self, replica: Replica, stack: ExitStack) -> None:
+    def _serve(self, replica: Replica) -> None:
         """Run the loop to the end of the job. Collective over the replica."""
         self._place = {"replica": self._plan.replica, **place_of(replica)}
         self._cache = {"kv_cache_bytes": replica.kv_cache_bytes, "num_blocks": replica.num_blocks}
         if not replica.is_leader:
             self.witness.serve(self._plan.replica, self._view.epoch)
-        leader = self._lead(replica, stack) if replica.is_leader else None
-        group = replica.runner.pipeline.replica
+        leader, leadership, group = None, self._leadership, replica.runner.pipeline.replica
+        if replica.is_leader:
+            roster = Roster(self._plan.replica, self._view.members)
+            leader = leadership.begin(replica, roster, self._view, self._state, self._sharing)
         if self._line is not None:
-            self._part = group.broadcast_bytes(self._part.encode() if leader else None).decode()
+            leadership.part = group.broadcast_bytes(leadership.part.encode() if leader else None).decode()
         if isinstance(group, TolerantGroup):
             group.while_idle = partial(self._sharing.turn, is_idle=True)
         self._sharing.begin(self._weights_of(replica))
@@ -212,10 +203,10 @@ class Member:
             self._sharing.end()
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
-        if self._feeder is not None and leader is not None:
-            self._feeder.keep(replica.scheduler.unfinished())
-        if self._desk is not None:
-            self._desk.close()
+        if leader is not None:
+            leadership.keep(replica.scheduler.unfinished())
+        if leadership.desk is not None:
+            leadership.desk.close()
 
     def _between_steps(self) -> None:
         """What a follower does besides computing."""
@@ -232,61 +223,12 @@ class Member:
             claimant = self._serving.election.term.rank
             self._word = self._serving.mail.send_bytes(WANT.pack(STOP), claimant, TAG_WANT)
 
-    def _lead(self, replica: Replica, stack: ExitStack) -> Leader:
-        """Open what a leader needs, or go on with it."""
-        roster = Roster(self._plan.replica, self._view.members)
-        requests = self._unfinished()
-        if self._feeder is not None:
-            self._feeder.desk.report(roster)
-        else:
-            self._feeder = self._open_feeder(roster, stack)
-            if self._view.epoch > 1:
-                self._feeder.adopt(requests)
-                self._feeder.desk.report(roster._replace(held=self._feeder.held()))
-        rows = [request.row for request in requests]
-        self.witness.serve(self._plan.replica, self._view.epoch, part=self._part, rows=rows)
-        requests = self._feeder.set_apart(requests)
-        outputs = Outputs(self._serving.preparer.tokenizer, replica.runner.eos_ids)
-        leader = Leader(
-            replica.scheduler, outputs, self._feeder, replica.runner,
-            while_idle=partial(self._sharing.turn, is_idle=True),
-        )  # fmt: skip
-        leader.resume(requests)
-        return leader
-
-    def _unfinished(self) -> list[Request]:
-        """Requests to go on with; a leader that has died may have finished some that its followers do not know of."""
-        if self._feeder is not None or not self._state.part:
-            return list(self._state.requests)
-        job = self._serving.job
-        finished = rows_of_part(job.paths, self._state.part, job.attempt)
-        return [request for request in self._state.requests if request.row not in finished]
-
-    def _open_feeder(self, roster: Roster, stack: ExitStack) -> Feeder:
-        serving, job = self._serving, self._serving.job
-        self._part = incarnation_name()
-        part = stack.enter_context(PartWriter(job.paths, self._part, job.attempt))
-        writer = stack.enter_context(WriterThread(part))
-        file = stack.enter_context(job.input_path.open("rb"))
-        snapshots = Snapshots(job.paths, job.index, job.attempt)
-        source = RowSource(file, job.index, serving.preparer, serving.model_name, snapshots)
-        rows = stack.enter_context(PrepareAhead(source))
-        return Feeder(source, rows, writer, self._open_desk(roster), self._counts, self.witness)
-
-    def _open_desk(self, roster: Roster) -> Desk:
-        """Take the desk that this rank has had before, or a new one; the first claimant begins to claim with it."""
-        if self._desk is None:
-            self._desk = Desk(self._office, roster)
-            if self._rank == self._serving.election.term.rank:
-                self._desk.open()
-        return self._desk
-
     def _regroup(self, cause: str) -> None:
         """Agree with the other survivors on how to go on. Collective over the survivors."""
         assert self._line is not None
         found_time, start = time.time(), time.perf_counter()
         old = self._view
-        self._state = observe(self._replica, old.epoch, self._part, self._state)
+        self._state = observe(self._replica, old.epoch, self._leadership.part, self._state)
         if self._replica is not None:
             self._held = self._weights_of(self._replica)
         self._replica = None
@@ -318,14 +260,7 @@ class Member:
             error.__dict__.pop("is_agreed", None)  # by this replica alone: the others wait to be told, or ended
             raise error
         log.warning("replica %d is given up: %s", self._plan.replica, error.found)
-        given_up = Roster(self._plan.replica, (), ())
-        if self._rank == self._serving.election.term.rank:
-            self._open_desk(given_up)
-        if self._feeder is not None:
-            self._feeder.held()  # what is finished is durable now, and will not be dealt again
-        if self._desk is not None:
-            self._desk.report(given_up)
-        self._feeder = None
+        self._leadership.give_up(self._plan.replica)
         self._view = self._view._replace(members=())
         self._spares.announce(is_free=True)
 

@@ -15,7 +15,7 @@ from jobs import CompletedRun, Job, mpi_environment, mpiexec_command, run_job, s
 TIMEOUT_S = 4.0
 IN_TIME_S = 2.2 * TIMEOUT_S + 15.0  # until all has ended, on a busy machine
 SLOWLY = ("--max-num-seqs", "1")
-NUM_ROWS = 120
+NUM_ROWS = 480
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ FLAGS = ("--seed", "3", "--max-num-seqs", "2", "--lease-timeout", "30", "--kerne
 
 @pytest.mark.skipif(not native_was_built(), reason="the native kernels were not built")
 def test_a_survivor_refills_from_a_sister_replica(folder):
-    flags, prompts = fault_tolerance(), write_rows(folder / "in.jsonl", varied_rows(demo_prompts(36) * 2))
+    flags, prompts = fault_tolerance(), write_rows(folder / "in.jsonl", varied_rows(demo_prompts(36) * 10))
     whole, out = run_to_output(folder / "whole", 1, DEMO_MODEL, prompts, *FLAGS), folder / "out.jsonl"
     job = start_job(4, "--model", DEMO_MODEL, "--input", prompts, "--output", out, "-dp", "2", "-tp", "2",
                     "--refill", "sister", *FLAGS, flags=flags)  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from golden import DEMO_MODEL, Output, demo_prompts, read_output, run_to_output, varied_rows, write_rows
 from jobs import CompletedRun, Job, fault_tolerance, run_job, start_job, wait_until
 
-NUM_ROWS = 240
+NUM_ROWS = 720
 FLAGS = ("--seed", "5", "--lease-timeout", "30")
 SLOWLY = ("--max-num-seqs", "2")  # so that there is time to stop a job; changes no result
 BUSY_S = 5  # that a busy machine may take longer

@@ -21,7 +21,7 @@ from jobs import CompletedRun, Job, find_mpiexec, start_job, wait_until
 
 from hpcinfer.recovery.inflight import STEP_VARIABLE
 
-NUM_ROWS = 240
+NUM_ROWS = 600
 SLOWLY = ("--max-num-seqs", "1")  # so that there is time to kill; changes no result
 FLAGS = ("--seed", "3", "--lease-timeout", "30")
 OWN = ("--launcher", "mpiexec", "--backoff", "0.1")
