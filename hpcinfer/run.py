@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
     from hpcinfer.comm.protocol import Collectives, World
     from hpcinfer.engine.replica import Replica
+    from hpcinfer.recovery.hangs.watchdog import Watchdog
     from hpcinfer.recovery.merging import MergeReport
     from hpcinfer.recovery.serve import Serving
     from hpcinfer.recovery.setup import Setup
     from hpcinfer.recovery.stopping import Stopped, Stopper
-    from hpcinfer.recovery.watchdog import Watchdog
 
 HELP = "turn a file of prompts into a file of completions"
 EXAMPLE = "mpirun -n 2 hpcinfer run --model examples/demo_model --input prompts.jsonl --output completions.jsonl"
@@ -65,9 +65,9 @@ def command(args: argparse.Namespace) -> int:
 
 def _watch(world: "World", options: RunOptions, stopper: "Stopper") -> int:
     """Run with a watchdog on each rank. Collective over the world."""
-    from hpcinfer.recovery.autopsy import exchange_roster
+    from hpcinfer.recovery.hangs.autopsy import exchange_roster
+    from hpcinfer.recovery.hangs.watchdog import Watchdog
     from hpcinfer.recovery.layout import JobPaths
-    from hpcinfer.recovery.watchdog import Watchdog
 
     launched = world.size
     on_all(world, lambda: check_world_size(launched))
@@ -78,7 +78,7 @@ def _watch(world: "World", options: RunOptions, stopper: "Stopper") -> int:
 
 
 def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper", watch: "Watchdog") -> int:
-    from hpcinfer.recovery.member import Member
+    from hpcinfer.recovery.failover.member import Member
     from hpcinfer.recovery.setup import prepare, serving_of
     from hpcinfer.recovery.stopping import Stopped
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpcinfer.config import SamplingParams
 from hpcinfer.engine.request import Request
-from hpcinfer.recovery.state import State, free_memory, observe
+from hpcinfer.recovery.failover.state import State, free_memory, observe
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
 REQUESTS = st.builds(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpcinfer.model.refill import HeldWeights, Holder, Refill
-from hpcinfer.recovery.giving import Giver
-from hpcinfer.recovery.sister import Sisters, sisters_of
+from hpcinfer.recovery.failover.giving import Giver
+from hpcinfer.recovery.failover.sister import Sisters, sisters_of
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcinfer.recovery.standstill import Kind, Threads, Usage, read_usage
+from hpcinfer.recovery.hangs.standstill import Kind, Threads, Usage, read_usage
 from hpcinfer.report.metrics import IDLE, SPARE, Metrics
 
 LIMIT_S = 100.0

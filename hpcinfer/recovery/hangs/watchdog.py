@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcinfer.errors import EXIT_FAILED, HpcInferError
-from hpcinfer.recovery.autopsy import Roster, Verdict
-from hpcinfer.recovery.inquirer import SUSPECT, TURN, Inquirer
-from hpcinfer.recovery.inquiry import Inquiries
+from hpcinfer.recovery.hangs.autopsy import Roster, Verdict
+from hpcinfer.recovery.hangs.inquirer import SUSPECT, TURN, Inquirer
+from hpcinfer.recovery.hangs.inquiry import Inquiries
+from hpcinfer.recovery.hangs.standstill import Kind, Threads
 from hpcinfer.recovery.leases import Holder
-from hpcinfer.recovery.standstill import Kind, Threads
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.report.slow_ranks import Pace
 from hpcinfer.units import format_seconds

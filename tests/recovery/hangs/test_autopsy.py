@@ -7,9 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.recovery.autopsy import Answer, Roster, Verdict, _ranges, collector, exchange_roster, judge, write_report
+from hpcinfer.recovery.hangs.autopsy import (
+    Answer,
+    Roster,
+    Verdict,
+    _ranges,
+    collector,
+    exchange_roster,
+    judge,
+    write_report,
+)
+from hpcinfer.recovery.hangs.standstill import Kind
 from hpcinfer.recovery.leases import Holder
-from hpcinfer.recovery.standstill import Kind
 from hpcinfer.report.slow_ranks import Pace
 
 MOVING, WAITING, IDLE, SPARE, STUCK = Kind.MOVING, Kind.WAITING, Kind.IDLE, Kind.SPARE, Kind.STUCK

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpcinfer.recovery.autopsy import Answer, Verdict
 from hpcinfer.recovery.durable import publish_bytes, temporary_path, write_new
+from hpcinfer.recovery.hangs.autopsy import Answer, Verdict
 
 _VERDICT, _EVIDENCE, _ANSWER = "verdict.json", ".evidence", ".json"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from hpcinfer.recovery.hangs.standstill import Kind
 from hpcinfer.recovery.leases import Holder, incarnation_name
-from hpcinfer.recovery.standstill import Kind
 from hpcinfer.report.slow_ranks import Pace
 from hpcinfer.units import format_seconds
 

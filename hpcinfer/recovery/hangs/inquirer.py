@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcinfer.recovery.autopsy import Answer, Roster, Verdict, collector, judge, write_report
-from hpcinfer.recovery.inquiry import Inquiries
-from hpcinfer.recovery.standstill import Kind, Standing, Threads
+from hpcinfer.recovery.hangs.autopsy import Answer, Roster, Verdict, collector, judge, write_report
+from hpcinfer.recovery.hangs.inquiry import Inquiries
+from hpcinfer.recovery.hangs.standstill import Kind, Standing, Threads
 from hpcinfer.report.slow_ranks import Pace, slow_ranks
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import pytest
 from hpcinfer.comm.regroup import View
 from hpcinfer.partition.layout import ModelLimits, layout_of
 from hpcinfer.partition.mesh import Mesh
-from hpcinfer.recovery import succession as module
 from hpcinfer.recovery.election import Term
-from hpcinfer.recovery.state import State
-from hpcinfer.recovery.succession import Plan, Succession
+from hpcinfer.recovery.failover import succession as module
+from hpcinfer.recovery.failover.state import State
+from hpcinfer.recovery.failover.succession import Plan, Succession
 
 ROOM = 10**12
 

@@ -12,9 +12,9 @@ from hpcinfer.engine.replica import needed_bytes
 from hpcinfer.partition.layout import smaller_meshes
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.dealing import Roster
+from hpcinfer.recovery.failover.spares import Spares
+from hpcinfer.recovery.failover.state import State
 from hpcinfer.recovery.serve import Serving
-from hpcinfer.recovery.spares import Spares
-from hpcinfer.recovery.state import State
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup

@@ -13,9 +13,9 @@ from hpcinfer.model.refill import held_units
 from hpcinfer.model.shard import ShardPlan
 from hpcinfer.partition.layout import Layout, ReplicaLayout
 from hpcinfer.partition.mesh import Mesh
-from hpcinfer.recovery import giving, sister
-from hpcinfer.recovery.giving import END, TAG_ASK, TAG_GIVE, WANT, Giver, Note
-from hpcinfer.recovery.sister import Sisters, sisters_of
+from hpcinfer.recovery.failover import giving, sister
+from hpcinfer.recovery.failover.giving import END, TAG_ASK, TAG_GIVE, WANT, Giver, Note
+from hpcinfer.recovery.failover.sister import Sisters, sisters_of
 
 GRAINS, OUTS, HIDDEN = 4, 48, 64
 NAME = "layers.1.up_proj.weight"

@@ -24,12 +24,12 @@ from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedE
 from hpcinfer.model.refill import HeldWeights
 from hpcinfer.recovery.dealing import STOP, TAG_WANT, WANT, Roster
 from hpcinfer.recovery.desk import Office
-from hpcinfer.recovery.leadership import Leadership
+from hpcinfer.recovery.failover.leadership import Leadership
+from hpcinfer.recovery.failover.sharing import Sharing
+from hpcinfer.recovery.failover.spares import Spares
+from hpcinfer.recovery.failover.state import State, free_memory, observe
+from hpcinfer.recovery.failover.succession import Plan, Succession
 from hpcinfer.recovery.serve import Serving, place_of, rank_report
-from hpcinfer.recovery.sharing import Sharing
-from hpcinfer.recovery.spares import Spares
-from hpcinfer.recovery.state import State, free_memory, observe
-from hpcinfer.recovery.succession import Plan, Succession
 from hpcinfer.recovery.witness import Witness
 from hpcinfer.report.metrics import SPARE
 

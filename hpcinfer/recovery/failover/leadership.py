@@ -12,15 +12,15 @@ from hpcinfer.engine.replica import Replica
 from hpcinfer.engine.request import Request
 from hpcinfer.recovery.dealing import Roster
 from hpcinfer.recovery.desk import Desk, Office
+from hpcinfer.recovery.failover.sharing import Sharing
+from hpcinfer.recovery.failover.state import State
 from hpcinfer.recovery.feeder import Feeder, RowCounts
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.leases import incarnation_name
 from hpcinfer.recovery.rows import PrepareAhead, RowSource
 from hpcinfer.recovery.serve import Serving
-from hpcinfer.recovery.sharing import Sharing
 from hpcinfer.recovery.sidecar import rows_of_part
 from hpcinfer.recovery.snapshots import Snapshots
-from hpcinfer.recovery.state import State
 from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 

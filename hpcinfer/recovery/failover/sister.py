@@ -1,4 +1,4 @@
-"""Weights that pass between replicas, on the side of the rank that refills (see `hpcinfer.recovery.giving`).
+"""Weights that pass between replicas, on the side of the rank that refills (see `hpcinfer.recovery.failover.giving`).
 
 A sister that does not answer in time, dies or says no costs nothing but that time: the store has everything.
 """
@@ -19,7 +19,18 @@ from hpcinfer.kernels.protocol import Weight
 from hpcinfer.model.refill import Rate, held_units
 from hpcinfer.model.shard import ShardPlan
 from hpcinfer.partition.layout import Layout
-from hpcinfer.recovery.giving import END, ENDED, HERE, TAG_ASK, TAG_GIVE, WANT, WHO, Note, plan_of, rows_of_slice
+from hpcinfer.recovery.failover.giving import (
+    END,
+    ENDED,
+    HERE,
+    TAG_ASK,
+    TAG_GIVE,
+    WANT,
+    WHO,
+    Note,
+    plan_of,
+    rows_of_slice,
+)
 from hpcinfer.weights.reader import Store
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ import pytest
 from jobs import wait_until
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.recovery import watchdog
-from hpcinfer.recovery.autopsy import Roster, Verdict
-from hpcinfer.recovery.inquirer import Inquirer, describe_process
-from hpcinfer.recovery.inquiry import Inquiries
+from hpcinfer.recovery.hangs import watchdog
+from hpcinfer.recovery.hangs.autopsy import Roster, Verdict
+from hpcinfer.recovery.hangs.inquirer import Inquirer, describe_process
+from hpcinfer.recovery.hangs.inquiry import Inquiries
+from hpcinfer.recovery.hangs.standstill import Kind, Standing
+from hpcinfer.recovery.hangs.watchdog import Watchdog
 from hpcinfer.recovery.leases import Holder
-from hpcinfer.recovery.standstill import Kind, Standing
-from hpcinfer.recovery.watchdog import Watchdog
 from hpcinfer.report.metrics import IDLE, Metrics
 from hpcinfer.report.slow_ranks import Pace
 
@@ -294,8 +294,8 @@ def test_thread_that_is_stuck_ends_a_rank_that_is_alone(tmp_path: Path) -> None:
 import os, sys, threading, types
 from pathlib import Path
 from hpcinfer.log import start_logging
-from hpcinfer.recovery.autopsy import exchange_roster
-from hpcinfer.recovery.watchdog import Watchdog
+from hpcinfer.recovery.hangs.autopsy import exchange_roster
+from hpcinfer.recovery.hangs.watchdog import Watchdog
 from hpcinfer.comm.serial import SerialGroup
 start_logging(is_root=True)
 with Watchdog(SerialGroup(), exchange_roster(SerialGroup()), Path({str(tmp_path)!r}), 1.0):

@@ -3,7 +3,7 @@
 from collections import deque
 from types import SimpleNamespace
 
-from hpcinfer.recovery.spares import Spares
+from hpcinfer.recovery.failover.spares import Spares
 
 
 class Mail:
