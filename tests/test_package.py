@@ -83,3 +83,12 @@ def test_types_are_installed_with_the_package() -> None:
 def test_package_runs_from_a_checkout() -> None:
     run = subprocess.run([sys.executable, "-m", "hpcinfer", "--version"], capture_output=True, text=True, cwd=CHECKOUT)
     assert run.stdout == f"hpcinfer {importlib.metadata.version('hpcinfer')}\n", run.stderr
+
+
+def test_native_kernels_of_the_installation_are_found_from_a_checkout() -> None:
+    code = "from hpcinfer.kernels import Placement; from hpcinfer.kernels.native import create_native_kernels as create"
+    argv = [sys.executable, "-c", f"{code}; print(create(Placement()) is not None)"]
+    elsewhere, here = (
+        subprocess.run(argv, capture_output=True, text=True, cwd=folder).stdout for folder in ("/", CHECKOUT)
+    )
+    assert elsewhere == here and here.strip() in ("True", "False")

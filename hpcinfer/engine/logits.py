@@ -40,14 +40,6 @@ def uniform(seed: int, row: int, choice: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def adjusts(params: SamplingParams, num_output: int) -> bool:
-    """Whether `adjust` would change anything."""
-    return bool(
-        params.logit_bias or params.presence_penalty or params.frequency_penalty
-        or params.repetition_penalty != 1.0 or num_output < params.min_tokens
-    )
-
-
 def adjust(row: np.ndarray, first_id: int, sequence: Sequence, eos_ids: tuple[int, ...]) -> np.ndarray:
     """Apply min_tokens, logit_bias and penalties to ids [first_id, first_id + len(row)). Returns a new row."""
     params, row = sequence.request.sampling, row.copy()

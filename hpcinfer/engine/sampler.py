@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcinfer.comm.protocol import Collectives
 from hpcinfer.engine.batch import LogitRow
-from hpcinfer.engine.logits import TokenScore, adjust, adjusts, log_total, sample, score, uniform
+from hpcinfer.engine.logits import TokenScore, adjust, log_total, sample, score, uniform
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.partition.grains import grain_ranges, grain_runs
 
@@ -82,7 +82,7 @@ class Sampler:
         values, places = self._kernels.argmax(logits, sizes)
         for i in short:
             sequence = rows[i].sequence
-            if not sequence.takes_best and adjusts(sequence.request.sampling, sequence.num_output):
+            if not sequence.takes_best and sequence.request.sampling.adjusts_logits(sequence.num_output):
                 adjusted = adjust(compact(logits[i : i + 1], sizes)[0], first_id, sequence, eos_ids)
                 best = self._kernels.argmax(adjusted.reshape(1, 1, -1), (len(adjusted),))
                 values[i], places[i] = best.values[0], best.places[0]
@@ -133,7 +133,7 @@ class Sampler:
         params = request.sampling
         if not row.samples:
             return request.prompt_ids[row.position + 1]
-        if adjusts(params, sequence.num_output):
+        if params.adjusts_logits(sequence.num_output):
             values = adjust(values, 0, sequence, eos_ids)
         seed = self._seed if params.seed is None else params.seed
         u = uniform(seed, request.row, sequence.choice, row.position + 1)

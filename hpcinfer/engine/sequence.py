@@ -3,7 +3,6 @@
 from array import array
 from enum import IntEnum
 
-from hpcinfer.engine.logits import adjusts
 from hpcinfer.engine.request import Request
 
 
@@ -35,7 +34,7 @@ class Sequence:
         self.num_remembered = 0  # leading blocks that are offered for reuse
         self.is_in_flight = False
         params = request.sampling  # whether each token is that of the largest logit, and nothing else is asked for
-        self.takes_best = params.is_greedy and params.logprobs is None and not adjusts(params, 0)
+        self.takes_best = params.is_greedy and params.logprobs is None and not params.adjusts_logits(0)
 
     @property
     def num_output(self) -> int:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcinfer.config import SamplingParams
-from hpcinfer.engine.logits import adjust, adjusts, log_total, sample, score, uniform
+from hpcinfer.engine.logits import adjust, log_total, sample, score, uniform
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Sequence
 from hpcinfer.kernels import create_kernels
@@ -224,7 +224,7 @@ def test_the_row_itself_is_left_alone():
 def test_end_tokens_are_forbidden_until_min_tokens():
     for num_output, forbidden in ((0, True), (2, True), (3, False)):
         seq = sequence([0], [9] * num_output, min_tokens=3, max_tokens=5, stop_token_ids=(2,))
-        assert adjusts(seq.request.sampling, num_output) == forbidden
+        assert seq.request.sampling.adjusts_logits(num_output) == forbidden
         row = adjust(np.zeros(6, np.float32), 0, seq, (1,))
         assert np.isneginf(row[[1, 2]]).all() == forbidden and np.isfinite(row[[0, 3, 4, 5]]).all()
 
@@ -235,10 +235,10 @@ def test_ids_outside_the_vocabulary_are_no_index():
 
 
 def test_nothing_is_adjusted_by_default():
-    assert not adjusts(SamplingParams(), 0)
+    assert not SamplingParams().adjusts_logits(0)
     for name, value in (("repetition_penalty", 1.1), ("presence_penalty", -0.1), ("frequency_penalty", 0.1),
                         ("logit_bias", ((1, 1.0),)), ("min_tokens", 1)):  # fmt: skip
-        assert adjusts(SamplingParams(**{name: value}), 0)
+        assert SamplingParams(**{name: value}).adjusts_logits(0)
 
 
 # The generator.
