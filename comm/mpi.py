@@ -6,7 +6,6 @@ shrink are ULFM's. Without one the launcher ends the job, and none of that happe
 
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import ParamSpec, TypeVar
@@ -14,28 +13,13 @@ from typing import ParamSpec, TypeVar
 from mpi4py import MPI
 
 from hpcinfer.comm.library import is_fault_tolerant
-from hpcinfer.comm.protocol import Buffer
+from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.comm.waiting import Pause, wait_for
 from hpcinfer.errors import RankFailedError, RevokedError
-
-_SPIN_S = 0.002  # wait without sleeping this long, then in naps
-_NAP_S = 0.0002
+from hpcinfer.partition.topology import Location
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Pause:
-    """What to do between two looks for a message: give the core away, and nap when it is long in coming."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __call__(self) -> None:
-        """Pass a moment."""
-        if time.monotonic() - self._start < _SPIN_S:
-            os.sched_yield()
-        else:
-            time.sleep(_NAP_S)
 
 
 def rank_failure(error: MPI.Exception) -> RankFailedError | None:
@@ -96,6 +80,9 @@ class MpiReceive(_Pending):
 class MpiPending(_Pending):
     """A non-blocking send. To a dead rank it has left."""
 
+    def cancel(self) -> None:
+        """Let it leave: nobody writes to its buffer."""
+
     def wait(self) -> None:
         """Return when the buffer may be used again."""
         pause = Pause()
@@ -115,10 +102,11 @@ class MpiPending(_Pending):
 class MpiGroup:
     """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled."""
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Comm, parent: "MpiGroup | None" = None) -> None:
         self._comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
+        self.locations = None if parent is None else parent._locations_of(comm)
         self.is_tolerant = is_fault_tolerant()
         self._failed: frozenset[int] = frozenset()
 
@@ -181,6 +169,10 @@ class MpiGroup:
         """Let a buffer of known size come."""
         return MpiReceive(self._comm.Irecv(buffer, peer, tag), buffer)
 
+    def wait_all(self, pending: Sequence[Pending]) -> None:
+        """Wait until all these messages have arrived or left."""
+        wait_for(pending, Pause(), lambda: None)
+
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> MpiPending:
         """Start sending bytes of any length; to a dead rank they are lost."""
         return self.send([data, MPI.BYTE], peer, tag)
@@ -219,12 +211,12 @@ class MpiGroup:
     @_translated
     def split(self, color: int, key: int) -> "MpiGroup":
         """Make the group of ranks with the same colour, ordered by key."""
-        return MpiGroup(self._comm.Split(color, key))
+        return MpiGroup(self._comm.Split(color, key), self)
 
     @_translated
     def duplicate(self) -> "MpiGroup":
         """Make a group of the same ranks whose messages are apart. Collective."""
-        return MpiGroup(self._comm.Dup())
+        return MpiGroup(self._comm.Dup(), self)
 
     def failed(self) -> frozenset[int]:
         """Ranks that are known to have died, since the last message was looked for. Not collective, under a µs."""
@@ -252,7 +244,14 @@ class MpiGroup:
 
     def shrink(self) -> "MpiGroup":
         """Make the group of those that live, in the same order. Collective over them; works on a revoked group."""
-        return MpiGroup(self._comm.Shrink())
+        return MpiGroup(self._comm.Shrink(), self)
+
+    def _locations_of(self, comm: MPI.Comm) -> tuple[Location, ...] | None:
+        """Locations of the ranks of a communicator that was made of this one."""
+        if self.locations is None:
+            return None
+        ranks = MPI.Group.Translate_ranks(comm.group, range(comm.Get_size()), self._comm.group)
+        return tuple(self.locations[rank] for rank in ranks)
 
     def abort(self, exit_code: int) -> None:
         """End every rank of the job, now."""

@@ -7,6 +7,8 @@ Lower-case names with `_bytes` move Python bytes (set-up, records); the others m
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from hpcinfer.partition.topology import Location
+
 Buffer = Any
 
 
@@ -19,12 +21,21 @@ class Pending(Protocol):
     def test(self) -> bool:
         """Whether the message has arrived or left."""
 
+    def cancel(self) -> None:
+        """Let a message that has not arrived come no more."""
+
 
 class Collectives(Protocol):
-    """A group of ranks. All methods but send, receive, probe, failed and abort are collective over the group."""
+    """A group of ranks.
+
+    All methods but send, receive, wait, probe, failed and abort are collective over the group."""
 
     rank: int
     size: int
+
+    @property
+    def locations(self) -> tuple[Location, ...] | None:
+        """Where the ranks run, by rank; None if unknown (see hpcinfer.comm.topology)."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -46,6 +57,16 @@ class Collectives(Protocol):
 
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
+
+    def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:
+        """Let a buffer of known size come; `wait_all` is how to wait for it."""
+
+    def wait_all(self, pending: Sequence[Pending]) -> None:
+        """Wait until all these messages have arrived or left.
+
+        Raises:
+            RankFailedError: a rank has died; receives are cancelled, so that nothing is written to their buffers.
+        """
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
         """Start sending bytes of any length."""

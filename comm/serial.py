@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcinfer.comm.protocol import Buffer
+from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.partition.topology import Location
 
 
 class _Done:
@@ -18,6 +19,9 @@ class _Done:
         """Say that it is done."""
         return True
 
+    def cancel(self) -> None:
+        """Too late."""
+
 
 class SerialGroup:
     """A group with one rank; a message to oneself waits in a queue by tag."""
@@ -25,6 +29,7 @@ class SerialGroup:
     rank = 0
     size = 1
     is_tolerant = False
+    locations: tuple[Location, ...] | None = (Location((), 0, 0),)
 
     def __init__(self) -> None:
         self._mail: dict[int, deque[bytes]] = defaultdict(deque)
@@ -58,6 +63,14 @@ class SerialGroup:
         """Take the oldest message of that tag."""
         flat = np.asarray(buffer).reshape(-1)
         flat[:] = np.frombuffer(self._mail[tag].popleft(), dtype=flat.dtype)
+
+    def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> _Done:
+        """Take the oldest message of that tag, which must be there."""
+        self.receive(buffer, peer, tag)
+        return _Done()
+
+    def wait_all(self, pending: Sequence[Pending]) -> None:
+        """Return at once."""
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> _Done:
         """Keep the bytes for `receive_bytes` or `probe_bytes`."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.comm.waiting import wait_for
 from hpcinfer.errors import RankFailedError
+from hpcinfer.partition.topology import Location
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
@@ -45,6 +47,12 @@ class TolerantGroup:
         self._num_splits = 0
         self.while_idle: Callable[[], None] | None = None  # called while a rank has waited for bytes for long
 
+    @property
+    def locations(self) -> tuple[Location, ...] | None:
+        """Where the members run, by rank; None if unknown."""
+        known = self._line.locations
+        return known and tuple(known[member] for member in self.members)
+
     def check(self) -> None:
         """Raise if a watched rank is known to have died. Not collective.
 
@@ -68,14 +76,14 @@ class TolerantGroup:
         if self.rank != root:
             return self.receive_bytes(root, _TAG_OBJECT)
         assert data is not None, "root must give bytes"
-        self._wait([self.send_bytes(data, peer, _TAG_OBJECT) for peer in self._peers()])
+        self.wait_all([self.send_bytes(data, peer, _TAG_OBJECT) for peer in self._peers()])
         return data
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
         sent = [self.send_bytes(data, peer, _TAG_OBJECT) for peer in self._peers()]
         gathered = {peer: self.receive_bytes(peer, _TAG_OBJECT) for peer in self._peers()}
-        self._wait(sent)
+        self.wait_all(sent)
         return [gathered.get(rank, data) for rank in range(self.size)]
 
     def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
@@ -84,13 +92,13 @@ class TolerantGroup:
         parts[self.rank][:] = np.asarray(send).reshape(-1)
         sent = [self.send(parts[self.rank], peer, _TAG_ARRAY) for peer in self._peers()]
         self._receive_all({peer: parts[peer] for peer in self._peers()}, _TAG_ARRAY)
-        self._wait(sent)
+        self.wait_all(sent)
 
     def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
         """The same, on root only."""
         flat = np.asarray(send).reshape(-1)
         if self.rank != root:
-            return self._wait([self.send(flat, root, _TAG_ARRAY)])
+            return self.wait_all([self.send(flat, root, _TAG_ARRAY)])
         parts = _parts(receive, counts)
         parts[root][:] = flat
         self._receive_all({peer: parts[peer] for peer in self._peers()}, _TAG_ARRAY)
@@ -102,6 +110,14 @@ class TolerantGroup:
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
         self._receive_all({peer: buffer}, tag)
+
+    def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:
+        """Let a buffer of known size come."""
+        return self._line.start_receive(buffer, self.members[peer], self._base + tag)
+
+    def wait_all(self, pending: Sequence[Pending]) -> None:
+        """Wait until all these messages have arrived or left; after a death no buffer is written to any more."""
+        wait_for(pending, self._line.pause(), self.check)
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
         """Start sending bytes of any length; to a dead rank they are lost."""
@@ -141,24 +157,7 @@ class TolerantGroup:
         return [(self.rank + step) % self.size for step in range(1, self.size)]
 
     def _receive_all(self, buffers: dict[int, Any], tag: int) -> None:
-        """Wait for a buffer of each peer; after a death none of them is written to any more."""
-        coming = [
-            self._line.start_receive(buffer, self.members[peer], self._base + tag) for peer, buffer in buffers.items()
-        ]
-        try:
-            self._wait(coming)
-        except RankFailedError:
-            for receive in coming:
-                receive.cancel()
-            raise
-
-    def _wait(self, pending: Sequence[Pending]) -> None:
-        pause = self._line.pause()
-        waiting = [each for each in pending if not each.test()]
-        while waiting:
-            self.check()
-            pause()
-            waiting = [each for each in waiting if not each.test()]
+        self.wait_all([self.start_receive(buffer, peer, tag) for peer, buffer in buffers.items()])
 
 
 def _parts(receive: Buffer | None, counts: Sequence[int]) -> list[np.ndarray]:

@@ -20,6 +20,31 @@ class Sent:
         """Say that it has left."""
         return True
 
+    def cancel(self) -> None:
+        """Too late."""
+
+
+class Coming:
+    """A message that may come."""
+
+    def __init__(self, mail: "Queue[bytes]", buffer: Any) -> None:
+        self._mail, self._flat = mail, np.asarray(buffer).reshape(-1)
+
+    def test(self) -> bool:
+        """Wait for it."""
+        if self._mail is not None:
+            self._flat[:] = np.frombuffer(self._mail.get(timeout=_LIMIT_S), self._flat.dtype)
+            self._mail = None  # type: ignore[assignment]
+        return True
+
+    def wait(self) -> None:
+        """Wait for it."""
+        self.test()
+
+    def cancel(self) -> None:
+        """Let it not come."""
+        self._mail = None  # type: ignore[assignment]
+
 
 class _Shared:
     """What the threads of a group have in common."""
@@ -35,6 +60,7 @@ class ThreadGroup:
 
     def __init__(self, rank: int, shared: _Shared) -> None:
         self.rank, self.size = rank, len(shared.board)
+        self.locations: Any = None
         self._shared, self._num_splits = shared, 0
 
     def barrier(self) -> None:
@@ -58,6 +84,15 @@ class ThreadGroup:
         """Wait for a buffer of a rank."""
         flat = np.asarray(buffer).reshape(-1)
         flat[:] = np.frombuffer(self.receive_bytes(peer, tag), flat.dtype)
+
+    def start_receive(self, buffer: Any, peer: int, tag: int = 0) -> Coming:
+        """Let a buffer of a rank come."""
+        return Coming(self._mail(peer, self.rank, tag), buffer)
+
+    def wait_all(self, pending: Sequence[Any]) -> None:
+        """Wait for messages."""
+        for each in pending:
+            each.wait()
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
