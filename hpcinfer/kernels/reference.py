@@ -197,9 +197,10 @@ class ReferenceKernels:
         return result.add_(0.0)  # -0 becomes 0, as it does when ranks add their zeros
 
     def attention(
-        self, x: Tensor, layer: _Attention, step: StepInput, cache: Cache, spans: list[tuple[int, int]]
-    ) -> list[Tensor]:
-        """The attention half of a layer: one partial sum [T, D] per tree node of this rank."""
+        self, x: Tensor, layer: _Attention, step: StepInput, cache: Cache, spans: list[tuple[int, int]],
+        out: Tensor | np.ndarray | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """The attention half of a layer: one partial sum [T, D] per tree node of this rank; `out` is not used."""
         shape = layer.shape
         normed = self.rms_norm(x, layer.norm, shape.eps)
         q_TNH = self.split_heads(self.grain_linear(normed, *layer.q), shape.layout)
@@ -210,8 +211,10 @@ class ReferenceKernels:
         q_TNH = self.rotate_and_store(q_TNH, k_TKH, v_TKH, step, shape.rope, cache)
         return self.partial_linear(self.attend(q_TNH, step, cache, shape.layout, shape.window), layer.o, spans)
 
-    def mlp(self, x: Tensor, layer: _Mlp, spans: list[tuple[int, int]]) -> list[Tensor]:
-        """The MLP half of a layer: one partial sum [T, D] per tree node of this rank."""
+    def mlp(
+        self, x: Tensor, layer: _Mlp, spans: list[tuple[int, int]], out: Tensor | np.ndarray | None = None
+    ) -> list[Tensor]:
+        """The MLP half of a layer: one partial sum [T, D] per tree node of this rank; `out` is not used."""
         normed = self.rms_norm(x, layer.norm, layer.eps)
         gate, up = self.grain_linear(normed, *layer.gate), self.grain_linear(normed, *layer.up)
         return self.partial_linear(self.silu_mul(gate, up), layer.down, spans)

@@ -181,19 +181,22 @@ class NativeKernels:
         return out
 
     def attention(
-        self, x: np.ndarray, layer: Prepared, step: StepInput, cache: NativeCache, spans: list[tuple[int, int]]
-    ) -> list[np.ndarray]:
-        """The attention half of a layer: one partial sum [T, D] per tree node of this rank."""
-        nodes = self.empty((len(spans), *x.shape))
+        self, x: np.ndarray, layer: Prepared, step: StepInput, cache: NativeCache, spans: list[tuple[int, int]],
+        out: np.ndarray | None = None,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """The attention half of a layer: one partial sum [T, D] per tree node of this rank, in `out` if given."""
+        nodes = self.empty((len(spans), *x.shape)) if out is None else out
         self._lib.hpc_attention_half(
             self._runtime, layer.struct, self._step(step).struct, cache.struct, self._floats(x),
             self._span_array(spans), len(spans), self._floats(nodes),
         )  # fmt: skip
         return list(nodes)
 
-    def mlp(self, x: np.ndarray, layer: Prepared, spans: list[tuple[int, int]]) -> list[np.ndarray]:
-        """The MLP half of a layer: one partial sum [T, D] per tree node of this rank."""
-        nodes = self.empty((len(spans), *x.shape))
+    def mlp(
+        self, x: np.ndarray, layer: Prepared, spans: list[tuple[int, int]], out: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The MLP half of a layer: one partial sum [T, D] per tree node of this rank, in `out` if given."""
+        nodes = self.empty((len(spans), *x.shape)) if out is None else out
         self._lib.hpc_mlp_half(
             self._runtime, layer.struct, self._floats(x), len(x), self._span_array(spans), len(spans),
             self._floats(nodes),

@@ -1,0 +1,332 @@
+"""Collectives and messages between the ranks of one node, through shared memory.
+
+Sums are plain float32 additions in the order of the tree, with the same bits in every form. Who waits looks between
+slices of time whether a rank has died, and raises RankFailedError then: the channel is of no use any more, and the
+survivors open another one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.node.library import Library, compile_program, load
+from hpcinfer.comm.node.mail import Incoming, Mail, Outgoing
+from hpcinfer.comm.node.region import Geometry, create_file, map_file, remove_file
+from hpcinfer.comm.protocol import Buffer, Collectives
+from hpcinfer.errors import RankFailedError
+from hpcinfer.partition.tree_program import TreeProgram
+
+FOLDER = "/dev/shm"
+_SLOT_BYTES, _RING_BUDGET_BYTES, _MAX_ROOM_BYTES = 1 << 20, 1 << 21, 1 << 23
+_TAG_NOTHING = 61  # of messages that nobody sends: looking for one lets the MPI see what has happened
+_FIRST_SLICE_NS, _SLICE_NS = 300_000, 2_000_000
+_SMALL_BYTES = 1 << 14
+_MAX_NODES = 128  # of a rank in a reduction: twice the levels of the tree at most
+_PATIENCE, _CROWDED = (200, 400), (0, 60)  # looks while spinning, and between giving the core away
+
+
+class NodeChannel:
+    """One rank's way to the others of its node. Made by `open`; used by one thread at a time.
+
+    `rank` and `size` count the members. Memory of a rank: two slots and two rooms, and rings of 2 MiB or less.
+    """
+
+    def __init__(self, library: Library, memory: mmap.mmap, geometry: Geometry, rank: int, patience: tuple[int, int],
+                 check: Callable[[], None]) -> None:  # fmt: skip
+        self._ffi, self._lib, self._library = library.ffi, library.lib, library
+        self._memory, self._geometry, self._check = memory, geometry, check
+        self._base = self._ffi.from_buffer("char[]", memory, require_writable=True)
+        self._channel = self._ffi.gc(
+            self._lib.hpc_channel_new(
+                self._base, self._ffi.new("hpc_geometry *", geometry.as_struct()), rank, patience
+            ),
+            self._lib.hpc_channel_free,
+        )
+        self.rank, self.size, self.room_bytes = rank, geometry.size, geometry.room_bytes
+        self._mail = Mail(library, self._channel, self.size, self._while_waiting)
+        self._bounds = functools.lru_cache(1024)(self._even_bounds)
+        self._compiled: dict[TreeProgram, Any] = {}
+        self._inputs, self._outputs = (self._ffi.new("float *[]", _MAX_NODES) for _ in range(2))
+        self._rooms = [self._whole_room(room) for room in range(2)]
+        self._next_room, self._is_broken = 0, False
+        self.while_waiting: Callable[[], None] | None = None  # called again and again while a rank waits here
+
+    @classmethod
+    def open(
+        cls, group: Collectives, members: Sequence[int], room_bytes: int = 0, *, folder: str = FOLDER,
+        slot_bytes: int = _SLOT_BYTES,
+    ) -> NodeChannel | None:  # fmt: skip
+        """Open a channel on every node of a group.
+
+        Collective over the group.
+
+        Args:
+            group: all ranks call this.
+            members: its ranks on this node, in the order in which the channel numbers them.
+            room_bytes: of each of the two rooms of a rank (see `room`); 8 MiB at most, less where memory is short.
+            folder: where files are memory that the ranks of a node share.
+            slot_bytes: of each of the two buffers of a rank; longer data go through them piece by piece.
+
+        Returns:
+            None on every rank, if any rank has no library or cannot share memory.
+        """
+        rank, library = list(members).index(group.rank), load()
+        wanted = _geometries(len(members), room_bytes, slot_bytes)
+        created = create_file(folder, wanted) if library is not None and rank == 0 else None
+        try:
+            mine = json.dumps({"file": created, "cpus": sorted(_cpus())}).encode()
+            told = [json.loads(data) for data in group.all_gather_bytes(mine)]
+            path, numbers = told[members[0]]["file"] or ("", (0, 0, 0, 0))
+            geometry = Geometry(*numbers)
+            memory = map_file(library, path, geometry, rank) if library is not None and path else None
+            is_open = b"0" not in group.all_gather_bytes(b"0" if memory is None else b"1")
+        finally:
+            remove_file(created)
+        if not is_open or memory is None or library is None:
+            return None
+        has_cores = not is_crowded([set(told[member]["cpus"]) for member in members], read_launch().local_size)
+        return cls(library, memory, geometry, rank, _PATIENCE if has_cores else _CROWDED, _watch(group))
+
+    def close(self) -> None:
+        """Give the memory back as soon as nobody has a room of it any more. Not collective."""
+        self._is_broken = True
+        self._channel = None
+
+    def room(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Get a float32 array in shared memory: data that stand there when a collective begins are not copied.
+
+        Not collective.
+
+        Returns:
+            One of the two rooms in turn, good until the call after the next; None if it is too small, or others may
+            still read from it. A result must not be written there.
+        """
+        room, count = self._next_room, math.prod(shape)
+        if 4 * count > self.room_bytes or not count or not self._lib.hpc_room_is_free(self._open_channel(), room):
+            return None
+        self._next_room = 1 - room
+        return self._rooms[room][:count].reshape(shape)
+
+    def barrier(self) -> None:
+        """Wait until every member is here. Collective over the members."""
+        self.all_gather_bytes(b"")
+
+    def all_reduce(
+        self, program: TreeProgram, nodes: Sequence[Buffer], out: Buffer, *, form: str = "one_shot"
+    ) -> None:
+        """Finish the tree.
+
+        Collective over the members.
+
+        Args:
+            program: of all nodes that the members hold, which together are one node of the tree.
+            nodes: contiguous float32 arrays of one size, those of this rank.
+            out: for the sum, on every rank.
+            form: "one_shot": everyone adds everything; "two_shot": everyone its columns, then they are gathered.
+        """
+        kind = self._lib.HPC_ONE_SHOT if form == "one_shot" else self._lib.HPC_TWO_SHOT
+        assert len(program.results) == 1, f"{program.outputs = }"
+        self._reduce(kind, program, nodes, [out], self._bounds(np.asarray(out).size))
+
+    def reduce_slices(
+        self, program: TreeProgram, nodes: Sequence[Buffer], outs: Sequence[Buffer], bounds: Sequence[int]
+    ) -> None:
+        """Merge the nodes of all members as far as they go; each rank gets its own columns of the results.
+
+        Collective over the members. With a program that ends at the root it is a reduce-scatter.
+
+        Args:
+            program: of all nodes that the members hold.
+            nodes: contiguous float32 arrays of one size, those of this rank.
+            outs: an array for each of the program's outputs, for columns [bounds[rank], bounds[rank + 1]) of it.
+            bounds: where each rank's columns begin; the last one is where all end.
+        """
+        self._reduce(self._lib.HPC_SLICES, program, nodes, outs, self._ffi.new("int64_t[]", list(bounds)))
+
+    def reduce_scatter(
+        self, program: TreeProgram, nodes: Sequence[Buffer], out: Buffer, bounds: Sequence[int]
+    ) -> None:
+        """Finish the tree; each rank gets its own columns of the sum. Collective over the members."""
+        self.reduce_slices(program, nodes, [out], bounds)
+
+    def gather_slices(self, part: Buffer, out: Buffer, bounds: Sequence[int]) -> None:
+        """Give every rank all columns: those of `reduce_slices`, of one output. Collective over the members."""
+        self._gather(part, out, [4 * bound for bound in bounds])
+
+    def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
+        """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank.
+
+        Collective over the members.
+        """
+        self._gather(send, receive, [0, *accumulate(4 * count for count in counts)])
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Give every rank the bytes of all, by rank. Collective over the members."""
+        lengths = np.empty(self.size, np.int64)
+        self._gather(np.array([len(data)], np.int64), lengths, range(0, 8 * self.size + 8, 8))
+        starts = [0, *accumulate(lengths.tolist())]
+        gathered = bytearray(starts[-1])
+        self._gather(data, gathered, starts)
+        return [bytes(gathered[start:stop]) for start, stop in zip(starts, starts[1:], strict=False)]
+
+    def broadcast(self, buffer: Buffer, root: int = 0) -> None:
+        """Give every rank what root's buffer holds. Collective over the members."""
+        data = self._pointer(buffer, is_written=self.rank != root)
+        self._finish(self._lib.hpc_broadcast(self._open_channel(), data, len(data), root, _FIRST_SLICE_NS))
+
+    def all_to_all(self, send: Buffer, receive: Buffer, counts: Sequence[Sequence[int]]) -> None:
+        """Give each rank its part of every rank's buffer, in the order of the senders.
+
+        Collective over the members.
+
+        Args:
+            send: contiguous float32, a part for each rank.
+            receive: contiguous float32, a part from each rank.
+            counts: elements from rank i to rank j are counts[i][j], the same table on all.
+        """
+        new, largest = self._ffi.new, 4 * max(map(max, counts))
+        send_starts = new("int64_t[]", [0, *accumulate(4 * count for count in counts[self.rank])])
+        receive_starts = new("int64_t[]", [0, *accumulate(4 * row[self.rank] for row in counts)])
+        source, target = self._pointer(send), self._pointer(receive, is_written=True)
+        self._finish(self._lib.hpc_all_to_all(
+            self._open_channel(), source, send_starts, target, receive_starts, largest, _FIRST_SLICE_NS))  # fmt: skip
+
+    def send(self, buffer: Buffer, peer: int, tag: int = 0) -> Outgoing:
+        """Start sending a contiguous buffer to a member. Not collective."""
+        return self._open_mail().send(_bytes_of(buffer), peer, tag)
+
+    def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
+        """Wait for a buffer of known size. Not collective."""
+        self.start_receive(buffer, peer, tag).wait()
+
+    def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> Incoming:
+        """Let a buffer of known size come. Not collective."""
+        return self._open_mail().start_receive(_bytes_of(buffer), peer, tag)
+
+    def _reduce(
+        self, form: int, program: TreeProgram, nodes: Sequence[Buffer], outs: Sequence[Buffer], bounds: Any
+    ) -> None:
+        from_buffer, inputs, outputs = self._ffi.from_buffer, self._inputs, self._outputs
+        assert len(nodes) == len(program.nodes_by_rank[self.rank]), f"{len(nodes) = }"
+        for i, node in enumerate(nodes):
+            inputs[i] = from_buffer("float[]", np.asarray(node))
+        for i, out in enumerate(outs):
+            outputs[i] = from_buffer("float[]", np.asarray(out), True)
+        struct = self._compiled.get(program)
+        if struct is None:
+            struct = self._compiled[program] = compile_program(self._library, program).struct
+        self._finish(self._lib.hpc_reduce(
+            self._open_channel(), form, struct, inputs, len(nodes), bounds, outputs, _FIRST_SLICE_NS))  # fmt: skip
+
+    def _gather(self, send: Buffer, receive: Buffer, starts: Iterable[int]) -> None:
+        source, target = self._pointer(send), self._pointer(receive, is_written=True)
+        bounds = self._ffi.new("int64_t[]", list(starts))
+        self._finish(self._lib.hpc_gather(self._open_channel(), source, target, bounds, _FIRST_SLICE_NS))
+
+    def _finish(self, is_done: int) -> None:
+        """Stay with a collective that has begun until it is done."""
+        if not is_done:
+            self._while_waiting()
+            while not self._lib.hpc_continue(self._channel, _SLICE_NS):
+                self._while_waiting()
+
+    def _while_waiting(self) -> None:
+        try:
+            self._mail.push_all()
+            self._check()
+            if self.while_waiting is not None:
+                self.while_waiting()
+        except BaseException:
+            self._is_broken = True  # a collective that was left cannot be gone on with
+            raise
+
+    def _open_channel(self) -> Any:
+        if self._is_broken:
+            raise RankFailedError("a rank has died, or this rank has left: the channel of its node is closed")
+        return self._channel
+
+    def _open_mail(self) -> Mail:
+        self._open_channel()
+        return self._mail
+
+    def _pointer(self, buffer: Buffer, *, is_written: bool = False) -> Any:
+        data = buffer if isinstance(buffer, bytes | bytearray) else np.asarray(buffer)
+        return self._ffi.from_buffer("char[]", data, require_writable=is_written)
+
+    def _whole_room(self, room: int) -> np.ndarray:
+        start = self.rank * self._geometry.part_bytes + self._geometry.rooms + room * self.room_bytes
+        return np.frombuffer(self._memory, np.float32, self.room_bytes // 4, start)
+
+    def _even_bounds(self, count: int) -> Any:
+        return self._ffi.new("int64_t[]", slice_bounds(count, self.size))
+
+
+def slice_bounds(count: int, size: int) -> list[int]:
+    """Cut columns into a slice for each rank, as even as whole cache lines allow; gives where each begins, and the end.
+
+    Not collective.
+    """
+    lines = -(-count // 16)
+    return [min(count, 16 * (lines * rank // size)) for rank in range(size)] + [count]
+
+
+def is_crowded(cpus_of_members: Sequence[set[int]], local_size: int) -> bool:
+    """Whether there are more ranks on this node than cores for them, so that one that waits should give way.
+
+    Not collective.
+
+    Args:
+        cpus_of_members: those that each may run on.
+        local_size: all ranks of the node, those of other groups too.
+    """
+    if local_size > (os.cpu_count() or 1):
+        return True
+    return any(sum(other <= cpus for other in cpus_of_members) > len(cpus) for cpus in cpus_of_members)
+
+
+def _geometries(size: int, room_bytes: int, slot_bytes: int) -> list[Geometry]:
+    """What a region may look like, best first: without rooms, and then small, where memory is short."""
+    ring_bytes = min(1 << 20, max(_SMALL_BYTES, _RING_BUDGET_BYTES // max(1, size - 1)))
+    best = Geometry(size, _lines(slot_bytes), _lines(min(room_bytes, _MAX_ROOM_BYTES)), _lines(ring_bytes))
+    least = _lines(min(slot_bytes, 4 * _SMALL_BYTES))
+    return [best, best._replace(room_bytes=0), Geometry(size, least, 0, _SMALL_BYTES)]
+
+
+def _lines(num_bytes: int) -> int:
+    return -(-num_bytes // 64) * 64
+
+
+def _cpus() -> set[int]:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _bytes_of(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer if isinstance(buffer, bytes | bytearray) else np.asarray(buffer))  # type: ignore[arg-type]
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _watch(group: Collectives) -> Callable[[], None]:
+    """What a rank that waits does to see a dead one."""
+    check = getattr(group, "check", None)
+
+    def look() -> None:
+        group.probe_bytes(_TAG_NOTHING)
+        if check is not None:
+            check()
+        elif group.failed():
+            raise RankFailedError("a rank has died")
+
+    return look
