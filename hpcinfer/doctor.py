@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", default="", help="the output of the job")
     parser.add_argument("--cache-dir", metavar="DIR", help="as of the job ($HPCINFER_CACHE if not given)")
     parser.add_argument("--threads", metavar="N", type=int, help="threads per rank, as of the job")
+    parser.add_argument("-tp", "--tensor-parallel-size", metavar="N", type=int, default=1,
+                        help="ranks that share each layer, as of the job (default: %(default)d)")
+    parser.add_argument("-pp", "--pipeline-parallel-size", metavar="N", type=int, default=1,
+                        help="stages that share the layers, as of the job (default: %(default)d)")
     parser.add_argument("--time-limit", metavar="S", type=float, default=20.0,
                         help="seconds after which ranks that still wait are named and ended (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -41,7 +45,8 @@ def command(args: argparse.Namespace) -> int:
     def say_last(step: str, has_ended: bool) -> bytes:
         return last_words(step, args.time_limit, has_ended=has_ended, is_json=args.json).encode()
 
-    options = DoctorOptions(args.model, args.output, args.cache_dir, args.threads)
+    sizes = args.tensor_parallel_size, args.pipeline_parallel_size
+    options = DoctorOptions(args.model, args.output, args.cache_dir, args.threads, *sizes)
     visit = _Visit(options, args.json, time.monotonic(), args.time_limit)
     rank = read_launch().rank
     with Guard(args.time_limit, _GRACE_S + rank * _TURN_S if rank else 0.0, say_last) as guard:

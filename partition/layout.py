@@ -1,8 +1,10 @@
 """Which ranks form which replica, also where they are too few for equal ones."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hpcinfer.partition.mesh import Mesh
+from hpcinfer.partition.placement import num_whole_replicas
 
 
 class ReplicaLayout(NamedTuple):
@@ -26,16 +28,16 @@ class ModelLimits(NamedTuple):
     grains: int  # tp ranks at most
 
 
-def layout_of(mesh: Mesh, world_size: int, limits: ModelLimits) -> Layout:
-    """Give the ranks to replicas in order; those that are left over are spare.
+def layout_of(mesh: Mesh, order: Sequence[int], limits: ModelLimits) -> Layout:
+    """Give the ranks to replicas in the order of `place_ranks`; those that are left over are spare.
 
     In a world that is smaller than the mesh the last replica gets fewer ranks, or none.
     """
     size = mesh.replica_size
-    num_full = min(mesh.dp, world_size // size)
+    num_full = num_whole_replicas(mesh, len(order))
     one = Mesh(1, mesh.pp, mesh.tp)
-    replicas = [ReplicaLayout(one, tuple(range(r * size, (r + 1) * size))) for r in range(num_full)]
-    rest = range(num_full * size, world_size)
+    replicas = [ReplicaLayout(one, tuple(order[r * size : (r + 1) * size])) for r in range(num_full)]
+    rest = order[num_full * size :]
     if num_full < mesh.dp and rest:
         smaller = smaller_meshes(one, len(rest), limits)[0]
         replicas.append(ReplicaLayout(smaller, tuple(rest[: smaller.replica_size])))

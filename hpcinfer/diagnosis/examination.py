@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hpcinfer.comm.library import MpiLibrary, describe_library
+from hpcinfer.comm.topology import Survey, survey
 from hpcinfer.diagnosis.binding import check_binding, is_crowded
 from hpcinfer.diagnosis.clocks import measure_clocks
 from hpcinfer.diagnosis.collecting import collect, missing
@@ -20,6 +21,7 @@ from hpcinfer.diagnosis.limits import check_limits
 from hpcinfer.diagnosis.links import measure_links
 from hpcinfer.diagnosis.network import Link, check_clocks, check_links
 from hpcinfer.diagnosis.packing import pack, unpack
+from hpcinfer.diagnosis.placement import check_placement
 from hpcinfer.diagnosis.sharing import measure_sharing
 from hpcinfer.diagnosis.software import check_software
 from hpcinfer.diagnosis.world import check_slurm, check_world
@@ -72,13 +74,14 @@ def examine(world: "Collectives", options: DoctorOptions, guard: Guard, end_s: f
     try:
         nodes = json.loads(world.broadcast_bytes(json.dumps(_nodes(facts)).encode() if world.rank == 0 else None))
         measured = _measure(world, nodes, options, guard, end_s)
+        placement = check_placement(measured.survey, options.tp, options.pp)
     except RankFailedError:
         if world.rank != 0:
             raise
         return _incomplete(facts, f"a rank died: {guard.current}", "its launcher or its node's log may say why")
     if world.rank != 0:
         return None
-    return Examination(fold([*judge(facts), *_judge_measured(measured, facts)]), _hosts(facts))
+    return Examination(fold([*judge(facts), *placement, *_judge_measured(measured, facts)]), _hosts(facts))
 
 
 def _incomplete(facts: Sequence[Facts], found: str, hint: str) -> Examination:
@@ -105,6 +108,7 @@ def judge(facts: Sequence[Facts], *, is_whole: bool = True) -> list[Finding]:
 
 
 class _Measured(NamedTuple):
+    survey: Survey
     shared: dict[int, Shared]
     clocks: dict[int, float]
     links: list[Link]
@@ -114,7 +118,8 @@ def _measure(
     world: "Collectives", nodes: list[list[int]], options: DoctorOptions, guard: Guard, end_s: float
 ) -> _Measured:
     """Measure what needs several ranks. Collective over the world."""
-    first = [ranks[0] for ranks in nodes]
+    guard.step("asking who shares memory and switches")
+    places, first = survey(world), [ranks[0] for ranks in nodes]
     shared: dict[int, Shared] = {}
     if options.output:
         guard.step("looking for files of other nodes")
@@ -123,12 +128,12 @@ def _measure(
     clocks = measure_clocks(world, first)
     guard.step("measuring messages between ranks")
     limit_s = min(max((end_s - time.monotonic()) / 2, _LEAST_S), _LINKS_S)
-    return _Measured(shared, clocks, measure_links(world, nodes, limit_s))
+    return _Measured(places, shared, clocks, measure_links(world, nodes, limit_s))
 
 
 def _judge_measured(measured: _Measured, facts: Sequence[Facts]) -> list[Finding]:
     by_rank = {fact.rank: fact for fact in facts}
-    links = check_links(measured.links, by_rank, is_crowded=is_crowded(facts))
+    links = check_links(measured.links, by_rank, measured.survey, is_crowded=is_crowded(facts))
     shared = _of_nodes(check_shared(measured.shared), facts)
     return [*shared, *check_clocks(measured.clocks), *links]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from hpcinfer.comm.launcher import Launch, read_launch
 from hpcinfer.comm.library import MpiLibrary
+from hpcinfer.comm.topology import machine_id
 from hpcinfer.diagnosis.devices import Devices, read_devices
 from hpcinfer.diagnosis.node import (
     Limit,
     Processors,
     SharedMemory,
     Software,
-    machine_id,
     read_limits,
     read_processors,
     read_shared_memory,
@@ -33,7 +33,7 @@ FOREIGN_RANKS = (
 )  # fmt: skip  # that launchers set which `hpcinfer.comm.launcher` does not read
 _VARIABLES = (
     "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES", "SLURM_JOB_END_TIME", "SLURM_CPUS_ON_NODE",
-    "SLURM_GPUS_ON_NODE", "SLURM_TOPOLOGY_ADDR", "SLURM_TOPOLOGY_ADDR_PATTERN", "SLURMD_NODENAME", "PMIX_NAMESPACE",
+    "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME", "PMIX_NAMESPACE",
     "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY",
     *FOREIGN_RANKS,
 )  # fmt: skip  # by name: an environment holds passwords and tokens, too
@@ -47,6 +47,8 @@ class DoctorOptions:
     output: str = ""
     cache_dir: str | None = None
     threads: int | None = None
+    tp: int = 1
+    pp: int = 1
 
 
 @dataclass(frozen=True)

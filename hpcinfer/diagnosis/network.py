@@ -5,8 +5,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from hpcinfer.comm.topology import Survey
 from hpcinfer.diagnosis.facts import Facts
 from hpcinfer.diagnosis.finding import OK, WARNING, Finding
+from hpcinfer.partition.topology import ALL, level_of
 from hpcinfer.units import format_bytes
 
 _LATE, _THIN = 4.0, 3.0  # an outlier's latency is above, its bandwidth below the median by this factor
@@ -27,20 +29,27 @@ class Link(NamedTuple):
     bytes_per_s: float
 
 
-def check_links(links: Sequence[Link], facts: Mapping[int, Facts], *, is_crowded: bool) -> list[Finding]:
+def check_links(
+    links: Sequence[Link], facts: Mapping[int, Facts], survey: Survey, *, is_crowded: bool
+) -> list[Finding]:
     """Judge the measured pairs.
 
     Args:
         links: what was measured.
         facts: by rank.
+        survey: which of them share a switch.
         is_crowded: ranks take turns on CPUs, so that no link can be told from a busy moment.
     """
     within = [link for link in links if facts[link.a].host == facts[link.b].host]
     between = [link for link in links if facts[link.a].host != facts[link.b].host]
-    kinds = {"within nodes": within, "between nodes": between}
+    below = [link for link in between if level_of([survey.locations[link.a], survey.locations[link.b]]) != ALL]
+    above = [link for link in between if link not in below]
+    kinds = {"within nodes": within, "between nodes of a switch": below,
+             "between switches" if survey.switches else "between nodes": above}  # fmt: skip
     findings = [_summary(some, where, is_crowded) for where, some in kinds.items() if some]
     if not is_crowded:
-        findings += _outliers(within, facts, "within a node") + _outliers(between, facts, "between nodes")
+        findings += _outliers(within, facts, survey, "within a node")
+        findings += _outliers(between, facts, survey, "between nodes")
         findings += _detour(between, facts)
     return findings
 
@@ -105,10 +114,10 @@ def _by_part(links: Iterable[Link], parts_of: Callable[[int], Iterable[str]]) ->
     return found
 
 
-def _outliers(links: Sequence[Link], facts: Mapping[int, Facts], where: str) -> list[Finding]:
+def _outliers(links: Sequence[Link], facts: Mapping[int, Facts], survey: Survey, where: str) -> list[Finding]:
     def parts_of(rank: int) -> list[str]:
         node = [f"rank {rank}"] if where.startswith("within") else [f"node {facts[rank].host}"]
-        return [*node, *_switches(facts[rank])]
+        return [*node, *(f"switch {name}" for name in survey.above(rank))]
 
     findings = []
     for part, slow in blame(slow_links(links), links, parts_of).items():
@@ -123,13 +132,6 @@ def _outliers(links: Sequence[Link], facts: Mapping[int, Facts], where: str) -> 
             text = f"slow links {where} ({len(slow)}), ranks {pairs}: {numbers}"
             findings.append(Finding(WARNING, "network", text, "again? once may be a busy moment"))
     return findings
-
-
-def _switches(fact: Facts) -> list[str]:
-    """Switches above a node, of SLURM_TOPOLOGY_ADDR as s0.s4.node12."""
-    names = fact.environment.get("SLURM_TOPOLOGY_ADDR", "").split(".")
-    kinds = fact.environment.get("SLURM_TOPOLOGY_ADDR_PATTERN", "").split(".")
-    return [f"switch {name}" for name, kind in zip(names, kinds, strict=False) if kind == "switch" and name]
 
 
 def _detour(links: Sequence[Link], facts: Mapping[int, Facts]) -> list[Finding]:

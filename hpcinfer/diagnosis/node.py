@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -51,14 +50,6 @@ class SharedMemory(NamedTuple):
     path: str
     device: int = 0
     free_bytes: int = -1  # -1 where there is none
-
-
-def machine_id() -> str:
-    """Something that all processes under one kernel share, in whatever container they are."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
 
 
 def read_processors(threads: int | None) -> Processors:

@@ -8,19 +8,26 @@ from hypothesis import strategies as st
 from made_up_ranks import cluster, levels
 
 from hpcinfer.comm.library import MpiLibrary
+from hpcinfer.comm.topology import Survey
 from hpcinfer.diagnosis.devices import Devices
 from hpcinfer.diagnosis.finding import OK, WARNING, fold
 from hpcinfer.diagnosis.network import Link, blame, check_clocks, check_links, slow_links
+from hpcinfer.partition.topology import Location, numbered
 
 LATENCY_S, BYTES_PER_S = 2e-6, 12e9
 
 
 def facts_of(nodes, **more):
-    """One rank on each node, 16 nodes on a leaf switch."""
-    pattern = {"SLURM_TOPOLOGY_ADDR_PATTERN": "switch.switch.node"}
-    return {fact.rank: replace(fact, environment={
-        **pattern, "SLURM_TOPOLOGY_ADDR": f"spine.leaf{fact.rank // 16}.{fact.host}"}, **more)
-        for fact in cluster(nodes, 1)}  # fmt: skip
+    """One rank on each node."""
+    return {fact.rank: replace(fact, **more) for fact in cluster(nodes, 1)}
+
+
+def survey_of(facts):
+    """16 nodes on a leaf switch, all leaves on a spine."""
+    nodes = numbered([fact.host for fact in facts.values()])
+    locations = tuple(Location((0, 1 + node // 16), node, 0) for node in nodes)
+    names = ("spine", *(f"leaf{number}" for number in range(max(nodes) // 16 + 1)))
+    return Survey(locations, tuple(fact.host for fact in facts.values()), names)
 
 
 def links_of(ranks, slow=lambda a, b: False, seed=0):
@@ -32,7 +39,8 @@ def links_of(ranks, slow=lambda a, b: False, seed=0):
 
 
 def warnings(links, facts, *, is_crowded=False):
-    return [finding for finding in check_links(links, facts, is_crowded=is_crowded) if finding.level == WARNING]
+    found = check_links(links, facts, survey_of(facts), is_crowded=is_crowded)
+    return [finding for finding in found if finding.level == WARNING]
 
 
 @given(st.integers(2, 12), st.integers())
@@ -40,9 +48,20 @@ def test_links_that_are_alike_are_not_blamed(count, seed):
     assert slow_links(links_of(range(count), seed=seed)) == []
 
 
-def test_a_healthy_network_is_summed_up_in_one_line():
-    (finding,) = check_links(links_of(range(64)), facts_of(64), is_crowded=False)
-    assert finding.level == OK and "2016 pairs, latency 2" in finding.found and "GiB/s" in finding.found
+def test_a_healthy_network_is_summed_up_in_a_line_for_each_level():
+    facts = {fact.rank: fact for fact in cluster(32, 2)}
+    found = check_links(links_of(range(64)), facts, survey_of(facts), is_crowded=False)
+    assert levels(found) == [OK] * 3 and all("latency 2" in each.found and "GiB/s" in each.found for each in found)
+    assert [each.found.split(",")[0] for each in found] == [
+        "within nodes: 32 pairs", "between nodes of a switch: 960 pairs", "between switches: 1024 pairs",
+    ]  # fmt: skip
+
+
+def test_without_switches_nodes_are_the_outermost_level():
+    facts = facts_of(8)
+    nowhere = Survey(tuple(Location((), node, 0) for node in range(8)), ("",) * 8)
+    (finding,) = check_links(links_of(range(8)), facts, nowhere, is_crowded=False)
+    assert "between nodes: 28 pairs" in finding.found
 
 
 def test_a_slow_node_is_named_not_its_links():
@@ -87,7 +106,7 @@ def test_links_within_a_node_are_judged_apart_from_those_between_nodes():
 def test_nothing_is_judged_where_ranks_take_turns():
     links = links_of(range(8), lambda a, b: a == 0)
     assert warnings(links, facts_of(8), is_crowded=True) == []
-    assert "take turns" in check_links(links, facts_of(8), is_crowded=True)[0].found
+    assert "take turns" in check_links(links, facts_of(8), survey_of(facts_of(8)), is_crowded=True)[0].found
 
 
 def test_two_links_are_too_few_to_have_an_outlier():

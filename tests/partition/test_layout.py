@@ -10,7 +10,7 @@ LIMITS = st.builds(ModelLimits, st.integers(1, 40), st.sampled_from([1, 2, 8, 16
 
 @given(dp=SIZES, pp=SIZES, tp=SIZES, world_size=st.integers(1, 200), limits=LIMITS)
 def test_every_rank_has_one_place(dp, pp, tp, world_size, limits):
-    layout = layout_of(Mesh(dp, pp, tp), world_size, limits)
+    layout = layout_of(Mesh(dp, pp, tp), range(world_size), limits)
     ranks = [rank for replica in layout.replicas for rank in replica.members] + list(layout.spares)
     assert ranks == list(range(world_size))
     assert all(len(replica.members) == replica.mesh.world_size for replica in layout.replicas)
@@ -19,7 +19,7 @@ def test_every_rank_has_one_place(dp, pp, tp, world_size, limits):
 
 @given(dp=SIZES, pp=SIZES, tp=SIZES, spares=st.integers(0, 9), limits=LIMITS)
 def test_a_world_that_is_large_enough_gives_what_was_asked_for(dp, pp, tp, spares, limits):
-    layout = layout_of(Mesh(dp, pp, tp), dp * pp * tp + spares, limits)
+    layout = layout_of(Mesh(dp, pp, tp), range(dp * pp * tp + spares), limits)
     assert [replica.mesh for replica in layout.replicas] == [Mesh(1, pp, tp)] * dp and len(layout.spares) == spares
 
 
