@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Set
+from collections.abc import Mapping
 from queue import Empty, Full, Queue, SimpleQueue
+
+import numpy as np
 
 from hpcinfer.recovery.claims import Claim, Claimer
 
@@ -18,7 +20,7 @@ class ClaimAhead:
     def __init__(self, claimer: Claimer, num_replicas: int) -> None:
         self._claimer = claimer
         self._claims: Queue[Claim] = Queue(maxsize=_BLOCKS_AHEAD * num_replicas)
-        self._returned: SimpleQueue[tuple[tuple[int, ...], frozenset[int]]] = SimpleQueue()
+        self._returned: SimpleQueue[Mapping[int, np.ndarray]] = SimpleQueue()
         self._num_unclaimed = claimer.num_unclaimed
         self._num_claimed = self._num_taken = 0  # rows; each is written by one thread
         self._stop, self._wake = threading.Event(), threading.Event()
@@ -44,9 +46,9 @@ class ClaimAhead:
         """Unfinished rows that nobody works on, as far as we know."""
         return self._num_unclaimed + self._num_claimed - self._num_taken
 
-    def give_back(self, blocks: Iterable[int], held: Set[int]) -> None:
-        """Let unfinished rows of this job's blocks be taken again, but for those that are held. Not collective."""
-        self._returned.put((tuple(blocks), frozenset(held)))
+    def give_back(self, rows: Mapping[int, np.ndarray]) -> None:
+        """Let rows of this job's blocks, by block, be taken again, if they are not finished. Not collective."""
+        self._returned.put(rows)
         self._wake.set()
 
     def look(self) -> None:
@@ -81,7 +83,7 @@ class ClaimAhead:
 
     def _take_back(self) -> None:
         while not self._returned.empty():
-            for claim in self._claimer.rest(*self._returned.get()):
+            for claim in self._claimer.rest(self._returned.get()):
                 self._num_claimed += len(claim.rows)
                 self._put(claim)
 

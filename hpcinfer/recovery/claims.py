@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,16 +94,12 @@ class Claimer:
             self._link(block, int(self._generations[block]) + 1)
         self._next_search = 0.0  # what else that claimant had is about to be free
 
-    def rest(self, blocks: Iterable[int], held: Set[int]) -> list[Claim]:
-        """Claims that this job has, for those rows of blocks that are neither finished nor `held`. Not collective."""
+    def rest(self, rows: Mapping[int, np.ndarray]) -> list[Claim]:
+        """Claims that this job has, for those of the rows, by block, that are not finished. Not collective."""
         self.refresh()
-        claims = []
-        for block in blocks:
-            rows = self._unfinished_rows(block)
-            rows = rows[~np.isin(rows, list(held))]
-            if len(rows):
-                claims.append(Claim(block, int(self._generations[block]), self._attempt, rows))
-        return claims
+        left = {block: those[~self._states.are_finished(those)] for block, those in rows.items()}
+        return [Claim(block, int(self._generations[block]), self._attempt, those)
+                for block, those in left.items() if len(those)]  # fmt: skip
 
     def is_complete(self) -> bool:
         """Whether all rows are finished, whoever did it. Not collective.

@@ -11,7 +11,7 @@ import json
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from hpcinfer.recovery.claim_ahead import ClaimAhead
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
 
-TAG_WANT, TAG_DEAL, TAG_ROSTER = 21, 22, 23
+TAG_WANT, TAG_DEAL, TAG_ROSTER, TAG_PULSE = 21, 22, 23, 25
 WANT = struct.Struct("<q")  # rows
 STOP = -1  # wanted by a leader that stops, and with it the whole MPI job
 STOPPED = -2  # said by a leader that has stopped
@@ -89,13 +89,24 @@ class Roster(NamedTuple):
         return Roster(replica, tuple(members), None if held is None else tuple(deals))
 
 
+def _by_block(deals: Iterable[Deal]) -> dict[int, np.ndarray]:
+    return _add({}, deals)
+
+
+def _add(rows: dict[int, np.ndarray], deals: Iterable[Deal]) -> dict[int, np.ndarray]:
+    """Add the rows of deals to those of their blocks."""
+    for deal in deals:
+        rows[deal.block] = np.append(rows.get(deal.block, np.zeros(0, np.int64)), np.array(deal.rows, np.int64))
+    return rows
+
+
 class Dealer:
     """Answers the leaders. On the claimant only."""
 
     def __init__(self, mail: Collectives, claims: ClaimAhead, rosters: list[Roster]) -> None:
         self._mail, self.claims = mail, claims
         self.rosters = {roster.replica: roster for roster in rosters}
-        self._blocks = {r.replica: {deal.block for deal in r.held or ()} for r in rosters}  # dealt, by replica
+        self._dealt = {roster.replica: _by_block(roster.held or ()) for roster in rosters}
         self._wanting: deque[tuple[int, int]] = deque()  # leader, rows
         self._told: set[int] = set()  # leaders that know of the end
         is_later = any(roster.held is not None for roster in rosters)  # another claimant has begun to deal
@@ -167,10 +178,15 @@ class Dealer:
             self._end_first_round()
 
     def _deal_again(self, replica: int, held: tuple[Deal, ...]) -> None:
-        """Have all of a replica's blocks dealt again but for the rows that it still holds."""
+        """Have the rows that a replica was dealt dealt again, but for those that it still holds.
+
+        Not all of its blocks: others may work on the rest of one, since an earlier death.
+        """
         self._end_first_round()
-        self.claims.give_back(self._blocks.get(replica, set()), {row for deal in held for row in deal.rows})
-        self._blocks[replica] = {deal.block for deal in held}
+        kept, dealt = _by_block(held), self._dealt.get(replica, {})
+        none = np.zeros(0, np.int64)
+        self.claims.give_back({block: rows[~np.isin(rows, kept.get(block, none))] for block, rows in dealt.items()})
+        self._dealt[replica] = kept
 
     def _end_first_round(self) -> None:
         self._first_round = None
@@ -210,7 +226,7 @@ class Dealer:
             deals = [] if leader in self._first_round else self._first_deals(leader, wanted)
         if not deals:
             return Answer(True) if self.claims.is_complete else None
-        self._blocks.setdefault(replica, set()).update(deal.block for deal in deals)
+        _add(self._dealt.setdefault(replica, {}), deals)
         return Answer(False, tuple(deals))
 
     def _first_deals(self, leader: int, wanted: int) -> list[Deal]:

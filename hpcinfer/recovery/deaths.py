@@ -19,8 +19,7 @@ from hpcinfer.recovery.layout import JobPaths
 log = logging.getLogger(__name__)
 
 CRASH, HUNG, KILLED, NODE_LOST = "rank died", "hang", "outside kill", "node lost"
-ALONE_AFTER = 2  # deaths that may be the row's fault, then it is computed alone
-ALONE_AFTER_ANY = 4  # deaths of any kind: a rank that runs out of memory is killed from outside too
+ALONE_AFTER = 2  # deaths of any kind, then it is computed alone: who runs out of memory is killed from outside too
 POISON_AFTER = 3  # deaths alone that may be the row's fault, then it is an error
 
 _GIST_LINES = 6
@@ -47,13 +46,11 @@ class _Count(NamedTuple):
     """Deaths with a row in flight."""
 
     all: int = 0
-    own: int = 0  # that may be the row's fault
-    own_alone: int = 0
+    own_alone: int = 0  # that may be the row's fault, while nothing else was in flight
 
     def plus(self, death: Death) -> _Count:
         """Count one more."""
-        is_own = death.may_be_the_rows_fault
-        return _Count(self.all + 1, self.own + is_own, self.own_alone + (is_own and death.alone))
+        return _Count(self.all + 1, self.own_alone + (death.may_be_the_rows_fault and death.alone))
 
 
 class Deaths:
@@ -82,8 +79,7 @@ class Deaths:
 
     def must_be_alone(self, row: int) -> bool:
         """Whether a row may only be computed while its replica computes nothing else. Not collective."""
-        count = self._counts.get(row, _Count())
-        return count.own >= ALONE_AFTER or count.all >= ALONE_AFTER_ANY
+        return self._counts.get(row, _Count()).all >= ALONE_AFTER
 
     def is_poison(self, row: int) -> bool:
         """Whether a row is an error, since nobody survives it. Not collective."""

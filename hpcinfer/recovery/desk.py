@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hpcinfer.comm.outbox import Outbox
 from hpcinfer.recovery.claim_ahead import ClaimAhead
@@ -13,6 +16,7 @@ from hpcinfer.recovery.dealing import (
     STOP,
     STOPPED,
     TAG_DEAL,
+    TAG_PULSE,
     TAG_ROSTER,
     TAG_WANT,
     WANT,
@@ -26,7 +30,9 @@ from hpcinfer.recovery.job import Job
 from hpcinfer.recovery.leases import Lease
 from hpcinfer.recovery.punctual import PunctualClaimer
 from hpcinfer.recovery.stopping import Stopper
+from hpcinfer.report.health import Health, Pulse
 from hpcinfer.report.progress import Progress
+from hpcinfer.report.timeline import Timeline
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
@@ -49,6 +55,7 @@ class Office:
     is_idle: Callable[[int], bool]  # whether a rank of the world is a spare one
     on_lost: Callable[[Roster], None]  # called on the claimant, with a replica none of whose ranks is left
     stopper: Stopper
+    timeline: Timeline = field(default_factory=Timeline)  # of this rank's steps
 
 
 class Desk:
@@ -68,6 +75,8 @@ class Desk:
         self._lease: Lease | None = None
         self._dealer: Dealer | None = None
         self._progress: Progress | None = None
+        self._health: Health | None = None  # of all replicas, on the claimant
+        self._next_pulse = 0.0
         self._heard: dict[int, Roster] | None = None  # while a new claimant learns who holds what
 
     def open(self) -> None:
@@ -101,7 +110,8 @@ class Desk:
             self._dealer.serve()
             for roster in self._dealer.lost():
                 self._office.on_lost(roster)
-            self._progress.update(self._dealer.claims.num_done)
+            self._progress.update(self._dealer.claims.num_done, self._describe_health)
+        self._beat()
         return self._poll()
 
     def ask(self, num_rows: int) -> None:
@@ -138,6 +148,7 @@ class Desk:
             self._send(WANT.pack(STOPPED), TAG_WANT)
         if self._dealer is not None and self._progress is not None:
             self._dealer.close(self._office.is_idle)
+            self._listen()
             self._progress.close(self._dealer.claims.num_done)
 
     def release(self) -> None:
@@ -155,6 +166,37 @@ class Desk:
         self.is_ended = self.is_ended or answer.is_end
         self.is_stopped = self.is_stopped or answer.is_stop
         return answer.deals
+
+    def _beat(self) -> None:
+        """Tell the claimant now and then how far this replica is; the claimant listens."""
+        now = time.monotonic()
+        if now < self._next_pulse:
+            return
+        self._next_pulse = now + self._pulse_s
+        self._listen()
+        if self._roster.members and not self.is_ended:
+            line = self._office.timeline
+            pulse = Pulse(self._roster.replica, line.num_steps, line.num_tokens, line.num_sequences, now)
+            self._send(pulse.to_bytes(), TAG_PULSE)
+
+    @property
+    def _pulse_s(self) -> float:
+        """Between two pulses; the claimant of many replicas hears some hundred a second."""
+        return max(1.0, len(self._office.rosters) / 200)
+
+    def _listen(self) -> None:
+        while self._health is not None and (message := self._mail.probe_bytes(TAG_PULSE)) is not None:
+            self._health.hear(Pulse.from_bytes(message[1]), time.monotonic())
+
+    def _describe_health(self) -> str:
+        if self._health is None or self._dealer is None:
+            return ""
+        now, dead, rosters = time.monotonic(), self._mail.failed(), self._dealer.rosters
+        recovering = {each.replica for each in rosters.values() if each.leader in dead}
+        lost = {each.replica for each in self._office.rosters} - {each.replica for each in rosters.values() if
+                                                                   each.members}  # fmt: skip
+        tokens_per_s = self._health.tokens_per_s(now)
+        return f"{tokens_per_s:.1f} output tokens/s, {self._health.describe(now, recovering, lost)}"
 
     def _send(self, data: bytes, tag: int) -> None:
         self._sent.keep(self._mail.send_bytes(data, self._office.election.term.rank, tag))
@@ -197,9 +239,13 @@ class Desk:
         for name in former_leases:
             (job.paths.leases / name).unlink(missing_ok=True)  # its rank is dead: what it claimed is free
         claims = ClaimAhead(claimer, len(rosters))
-        claims.give_back({deal.block for deal in held}, {row for deal in held for row in deal.rows})
+        work = {deal.block: job.index.block_rows(deal.block) for deal in held}
+        taken = [row for deal in held for row in deal.rows]
+        claims.give_back({block: rows[~np.isin(rows, taken)] for block, rows in work.items()})
         self._dealer = Dealer(self._mail, claims, rosters)
         self._progress = Progress(job.index.num_rows, claimer.num_done)
+        replicas = (roster.replica for roster in self._office.rosters)
+        self._health = Health(replicas, self._pulse_s, time.monotonic())
 
     def _start_lease(self) -> Lease:
         return Lease(self._office.job.paths.leases, self._office.lease_timeout_s).start()

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from hpcinfer.recovery.claim_ahead import ClaimAhead
@@ -51,7 +52,7 @@ def test_every_row_is_claimed_once_and_those_left_are_counted(ahead):
 def test_what_is_given_back_comes_again_without_what_is_held_or_finished(ahead):
     taken = take_all(ahead, 40)
     finish(ahead, [0, 1])
-    ahead.give_back([claim.block for claim in taken], {2, 3, 4})
+    ahead.give_back({claim.block: claim.rows[~np.isin(claim.rows, [2, 3, 4])] for claim in taken})
     again = take_all(ahead, 35)
     assert rows_of(again) == list(range(5, 40)) and ahead.num_undealt == 0
     assert {claim.generation for claim in again} == {1}  # still this job's
@@ -60,7 +61,7 @@ def test_what_is_given_back_comes_again_without_what_is_held_or_finished(ahead):
 def test_the_end_is_known_when_all_is_finished_though_blocks_came_back(ahead):
     taken = take_all(ahead, 40)
     finish(ahead, range(40))
-    ahead.give_back([claim.block for claim in taken], set())
+    ahead.give_back({claim.block: claim.rows for claim in taken})
     ahead.look()
     end = time.monotonic() + 10
     while not ahead.is_complete and time.monotonic() < end:
@@ -74,6 +75,6 @@ def test_an_error_of_the_thread_is_raised_where_claims_are_taken(ahead, monkeypa
 
     take_all(ahead, 40)
     monkeypatch.setattr(ahead._claimer, "rest", fail)
-    ahead.give_back([0], set())
+    ahead.give_back({0: np.arange(3)})
     with pytest.raises(OSError, match="is gone"):
         take_all(ahead, 1)

@@ -16,17 +16,17 @@ class Claims:
     """Blocks of three rows; what is given back can be taken again at once."""
 
     def __init__(self, blocks):
-        self._blocks, self.is_complete = [(block, {}) for block in range(blocks)], False
+        self._blocks = [(block, np.arange(3 * block, 3 * block + 3)) for block in range(blocks)]
+        self.is_complete = False
 
     def take(self):
         if not self._blocks:
             return None
-        block, held = self._blocks.pop(0)
-        rows = [row for row in range(3 * block, 3 * block + 3) if row not in held]
-        return SimpleNamespace(block=block, generation=1, rows=np.array(rows))
+        block, rows = self._blocks.pop(0)
+        return SimpleNamespace(block=block, generation=1, rows=rows)
 
-    def give_back(self, blocks, held):
-        self._blocks += [(block, held) for block in sorted(blocks)]
+    def give_back(self, rows):
+        self._blocks += [(block, rows[block]) for block in sorted(rows) if len(rows[block])]
 
     def close(self):
         self._blocks = []
@@ -154,6 +154,25 @@ def test_what_a_dead_leader_was_dealt_and_its_successor_does_not_hold_is_dealt_a
     dealer.serve()
     assert [roster.replica for roster in dealer.lost()] == [1]
     assert sorted(block for block, _ in dealer.claims._blocks) == [3, 4]
+
+
+def test_rows_of_a_block_that_others_work_on_since_an_earlier_death_are_not_dealt_again():
+    mail, dealer = make_dealer(Claims(2), 3, size=2)
+    for leader in (0, 2, 4):
+        mail.want(leader, 3)
+    dealer.serve()
+    assert mail.blocks() == {0: [0], 2: [1]}
+    mail.dead = frozenset({2})
+    mail.report(Roster(1, (3,), (Deal(1, 1, (3,)),)))
+    dealer.serve()
+    assert [answer.deals for _, answer in mail.sent] == [(Deal(1, 1, (4, 5)),)]
+    mail.dead = frozenset({2, 3})
+    mail.want(0, 3)
+    dealer.serve()
+    assert [roster.replica for roster in dealer.lost()] == [1]
+    mail.sent = []
+    dealer.serve()
+    assert [(leader, answer.deals) for leader, answer in mail.sent] == [(0, (Deal(1, 1, (3,)),))]
 
 
 def test_a_leader_that_only_lost_a_follower_keeps_its_blocks():

@@ -19,7 +19,6 @@ from hpcinfer.errors import PeerError, StorageError
 from hpcinfer.recovery import inflight
 from hpcinfer.recovery.deaths import (
     ALONE_AFTER,
-    ALONE_AFTER_ANY,
     CRASH,
     HUNG,
     KILLED,
@@ -234,11 +233,12 @@ def test_errors_that_rows_may_cause(error, is_own):
     assert is_own_fault(error) == is_own
 
 
-def test_two_deaths_make_a_row_wait_until_it_is_alone(paths):
-    record(paths, ((1, 2), CRASH))
+@pytest.mark.parametrize(("first", "second"), [(CRASH, HUNG), (KILLED, CRASH), (NODE_LOST, KILLED)])
+def test_two_deaths_of_any_kind_make_a_row_wait_until_it_is_alone(paths, first, second):
+    record(paths, ((1, 2), first))
     assert not Deaths.read(paths).must_be_alone(1)
     deaths = Deaths.read(paths)
-    record_death(paths, left_by("later", (2, 3)), HUNG)
+    record_death(paths, left_by("later", (2, 3)), second)
     assert not deaths.must_be_alone(2)
     deaths.refresh()
     assert [deaths.must_be_alone(row) for row in (1, 2, 3)] == [False, True, False]
@@ -282,12 +282,11 @@ def test_rules_hold_for_any_history(history):
         paths = empty_job(Path(folder))
         record(paths, *history)
         deaths = Deaths.read(paths)
-    own = Counter(row for rows, cause in history if cause in (CRASH, HUNG) for row in rows)
     alone = Counter(row for rows, cause in history if cause in (CRASH, HUNG) and len(rows) == 1 for row in rows)
     every = Counter(row for rows, _ in history for row in rows)
     for row in range(4):
         assert deaths.is_poison(row) == (alone[row] >= POISON_AFTER)
-        assert deaths.must_be_alone(row) == (own[row] >= ALONE_AFTER or every[row] >= ALONE_AFTER_ANY)
+        assert deaths.must_be_alone(row) == (every[row] >= ALONE_AFTER)
 
 
 @settings(max_examples=40, deadline=None)
@@ -308,7 +307,7 @@ def test_killed_leader_is_recorded_while_others_read(paths):
     for reader in readers:
         reader.refresh()
     assert len(list(paths.deaths.iterdir())) == 1
-    assert all(reader._counts[4] == (1, 1, 1) for reader in readers)
+    assert all(reader._counts[4] == (1, 1) for reader in readers)
 
 
 @pytest.mark.parametrize(("code", "words"), [

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hpcinfer.recovery import desk
 from hpcinfer.recovery.dealing import TAG_DEAL, TAG_WANT, Answer, Deal, Roster
 from hpcinfer.recovery.desk import Desk, Office
 from hpcinfer.recovery.election import Election
@@ -18,6 +19,7 @@ from hpcinfer.recovery.stopping import Stopper
 
 NUM_ROWS = 120
 LIMIT_S = 30
+GROUP = 5  # lines that become durable together
 
 
 class Post:
@@ -47,10 +49,10 @@ class Mail:
 
 
 class Replica:
-    """A leader that serves what it is dealt, one row at a time; its lines are durable at once."""
+    """A leader that serves what it is dealt, one row at a time; its lines are durable some at a time."""
 
     def __init__(self, company, number, members):
-        self.members, self.held, self.is_dead = members, {}, False
+        self.members, self.held, self.is_dead, self.num_pending = members, {}, False, 0
         mail = Mail(company.post, members[0])
         self.election = Election(company.paths.claimants, "job", 0)
         office = Office(mail, company.job, self.election, 1000.0, company.rosters, True, lambda rank: False,
@@ -59,7 +61,8 @@ class Replica:
         self.writer = PartWriter(company.paths, incarnation_name(), 0).__enter__()
 
     def tell(self):
-        """What it works on."""
+        """What it works on; what it has finished is durable then."""
+        self.writer.flush()
         return tuple(Deal(block, generation, tuple(sorted(rows))) for (block, generation), rows in self.held.items())
 
     def turn(self, wanted=10):
@@ -70,10 +73,16 @@ class Replica:
             self.held.setdefault((deal.block, deal.generation), set()).update(deal.rows)
         for (block, generation), rows in list(self.held.items())[:1]:
             self.writer.append(rows.pop(), generation, b"line", is_error=False)
-            self.writer.flush()
+            self.num_pending = (self.num_pending + 1) % GROUP
             if not rows:
                 del self.held[block, generation]
+        if not self.held or not self.num_pending:
+            self.writer.flush()
         self.desk.look()
+
+    def crash(self):
+        """End, with the lines that are not durable."""
+        self.is_dead, self.writer._lines, self.writer._entries = True, [], []
 
 
 class Company:
@@ -92,7 +101,7 @@ class Company:
         """End its leader; a follower takes its place with what it knows, if there is one."""
         self.post.dead |= {replica.members[0]}
         self.replicas.remove(replica)
-        replica.is_dead = True
+        replica.crash()
         if len(replica.members) > 1:
             heir = Replica(self, replica.roster.replica, replica.members[1:])
             heir.held = {key: set(rows) for key, rows in list(replica.held.items())[::2]}  # the rest it never heard of
@@ -186,6 +195,23 @@ def test_whoever_dies_whenever_each_row_is_served_once(found, seed):
     assert company.num_lines() == [1] * NUM_ROWS
 
 
+@pytest.mark.parametrize("moment", [0, 1, 3])
+def test_a_replica_that_dies_bit_by_bit_has_no_row_served_twice(found, moment):
+    """Of its blocks others work on a part by then; it has been slow since its leader died."""
+    company = found(3, size=2)
+    company.run(until=lambda: all(replica.held for replica in company.replicas))
+    company.kill(company.replicas[2])
+    heir = company.replicas.pop()
+    shared = {block for block, _ in heir.held}
+    company.run(until=lambda: any(shared & {block for block, _ in each.held} for each in company.replicas))
+    rounds = itertools.count()
+    company.run(until=lambda: next(rounds) >= moment)
+    company.replicas.append(heir)
+    company.kill(heir)
+    company.run()
+    assert company.num_lines() == [1] * NUM_ROWS and [roster.replica for roster in company.lost] == [2]
+
+
 def test_a_reason_to_stop_of_one_leader_stops_all(found):
     company = found(3)
     company.run(until=lambda: all(replica.held for replica in company.replicas))
@@ -230,3 +256,21 @@ def test_no_second_question_before_the_answer(found):
     second.desk.report(second.roster)  # after which the claimant may not know of the question
     second.desk.ask(5)
     assert len(company.post.boxes[0, TAG_WANT]) == 2
+
+
+def test_claimant_knows_how_the_replicas_are(found, monkeypatch):
+    company, said = found(3, size=2), set()
+    monkeypatch.setattr(desk.Desk, "_pulse_s", 0.001)
+
+    def is_told(words):
+        claimant = company.replicas[0].desk
+        said.add(claimant._describe_health())
+        return any(words in each for each in said)
+
+    company.replicas[1].desk._office.timeline.step(500)
+    company.run(until=lambda: is_told("3/3 replicas"))
+    company.post.dead |= {company.replicas[2].roster.leader}
+    company.replicas.pop().is_dead = True
+    company.run(until=lambda: is_told("replica 2 recovering"))
+    assert is_told("0.0 output tokens/s, 3/3 replicas") and is_told("2/3 replicas, replica 2 recovering"), said
+    assert not company.replicas[1].desk._describe_health(), "only the claimant knows"

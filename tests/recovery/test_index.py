@@ -110,6 +110,18 @@ def test_damaged_index_is_named(make_job):
             Index.open(paths.index)
 
 
+def test_only_the_root_asks_hdf5_and_the_others_are_told_where_the_columns_are(make_job, tmp_path, ranks, monkeypatch):
+    paths, index = make_job(57, _line)
+    opened, read_plan = [], index_module._read_plan
+    monkeypatch.setattr(index_module, "_read_plan", lambda path: opened.append(path) or read_plan(path))
+    source = tmp_path / "prompts.txt"
+    found = ranks(3, lambda group: build_index(paths, source, "text", group))
+    assert opened == [paths.index]
+    for other in found:
+        assert [other.span(row) for row in range(57)] == [index.span(row) for row in range(57)]
+        assert other.block_of_rows().tolist() == index.block_of_rows().tolist()
+
+
 def test_standard_tools_read_the_index(make_job):
     paths, index = make_job(10)
     with h5py.File(paths.index) as file:

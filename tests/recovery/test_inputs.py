@@ -20,7 +20,7 @@ def paths(tmp_path):
 
 
 def test_digest_does_not_depend_on_the_number_of_ranks(tmp_path, ranks, monkeypatch):
-    monkeypatch.setattr(inputs, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 1000)
     source = tmp_path / "in.txt"
     source.write_bytes(bytes(range(256)) * 41)
     expected = inspect_input(source, GROUP)

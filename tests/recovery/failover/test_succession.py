@@ -7,6 +7,7 @@ import pytest
 from hpcinfer.comm.regroup import View
 from hpcinfer.partition.layout import ModelLimits, layout_of
 from hpcinfer.partition.mesh import Mesh
+from hpcinfer.partition.topology import Location
 from hpcinfer.recovery.election import Term
 from hpcinfer.recovery.failover import succession as module
 from hpcinfer.recovery.failover.state import State
@@ -18,13 +19,15 @@ ROOM = 10**12
 class Scene:
     """A world in which some ranks are dead and some are idle."""
 
-    def __init__(self, monkeypatch, mesh, size, *, dead=(), idle=(), claimant=0, bytes_of=lambda mesh: 1):
+    def __init__(self, monkeypatch, mesh, size, *, dead=(), idle=(), claimant=0, bytes_of=lambda mesh: 1,
+                 nodes=None):  # fmt: skip
         self.founded, self.idle = [], list(idle)
+        self.locations = nodes and [Location((), node, 0) for node in nodes]
         monkeypatch.setattr(module, "needed_bytes", lambda store, mesh, options: bytes_of(mesh))
         monkeypatch.setattr(module, "found", self._found)
         self.mail = SimpleNamespace(size=size, failed=lambda: frozenset(dead))
         self.serving = SimpleNamespace(
-            mail=self.mail, layout=layout_of(mesh, size, LIMITS), limits=LIMITS, store=None, options=None,
+            mail=self.mail, layout=layout_of(mesh, range(size), LIMITS), limits=LIMITS, store=None, options=None,
             election=SimpleNamespace(follow=lambda: Term(0, claimant, "")),
         )  # fmt: skip
         self.spares = SimpleNamespace(
@@ -32,7 +35,8 @@ class Scene:
         )
 
     def on(self, rank):
-        return Succession(self.serving, SimpleNamespace(rank=rank, size=self.mail.size), self.spares)
+        line = SimpleNamespace(rank=rank, size=self.mail.size, locations=self.locations)
+        return Succession(self.serving, line, self.spares)
 
     def _forget(self, ranks):
         self.idle = [rank for rank in self.idle if rank not in ranks]
@@ -68,6 +72,23 @@ def test_survivors_come_first_then_spare_ranks_up_to_the_old_size(monkeypatch, b
     found_members, plan, latest = decide(scene, before, {rank: 10 + rank for rank in survivors})
     assert (found_members, plan[1:], latest) == (members, after, 10 + max(survivors))
     assert not set(scene.idle) & set(members)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "survivors", "members"),
+    [
+        ([0, 1, 1, 0, 1], [0, 1, 2, 4], (0, 1, 2, 4)),  # no order has a tp group more on one node
+        ([0, 1, 1, 0, 1], [0, 1, 3, 4], (0, 3, 1, 4)),
+    ],
+)
+def test_survivors_of_one_node_share_layers(monkeypatch, nodes, survivors, members):
+    scene = Scene(monkeypatch, Mesh(1, 2, 2), 5, nodes=nodes)
+    assert decide(scene, Plan(0, 2, 2), dict.fromkeys(survivors, 1))[:2] == (members, Plan(0, 2, 2))
+
+
+def test_who_decides_leads_though_others_are_nearer(monkeypatch):
+    scene = Scene(monkeypatch, Mesh(1, 2, 3), 6, nodes=[0, 1, 1, 1, 1, 1])
+    assert decide(scene, Plan(0, 2, 3), dict.fromkeys(range(5), 1))[:2] == ((0, 1, 2, 3), Plan(0, 2, 2))
 
 
 def test_of_meshes_one_is_taken_that_has_room(monkeypatch):
