@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from hpcinfer.agree import is_agreed, where_am_i
 from hpcinfer.comm.launcher import read_launch
 from hpcinfer.comm.protocol import Collectives, World
-from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.errors import (
     EXIT_FAILED,
     ConfigError,
@@ -19,6 +18,7 @@ from hpcinfer.errors import (
     JobDirectoryError,
     RankFailedError,
     StorageError,
+    StoreError,
     storage_error,
 )
 
@@ -38,6 +38,8 @@ def start_world() -> World:
     """
     launch = read_launch()
     if not launch.launcher or launch.size == 1:
+        from hpcinfer.comm.serial import SerialGroup
+
         return SerialGroup()
     if launch.local_size >= (os.cpu_count() or 1):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -119,7 +121,7 @@ def end_all(group: Collectives, error: BaseException) -> None:
     Not collective: one rank ends all.
     """
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    is_site = isinstance(error, StorageError | JobDirectoryError)  # the words say all: no traceback
+    is_site = isinstance(error, StorageError | StoreError | JobDirectoryError)  # the words say all: no traceback
     text = f"{type(error).__name__}: {error}\n" if is_site else "".join(lines)
     sys.stderr.write(f"{where_am_i(group)}: {text}")
     sys.stderr.flush()

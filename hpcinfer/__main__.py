@@ -2,15 +2,18 @@
 
 import argparse
 import importlib
+import os
 import socket
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from hpcinfer import __version__
 from hpcinfer.comm.launcher import let_first_speak, read_launch
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, PeerError, storage_error
 
-COMMANDS = ("run", "convert", "evaluate", "inspect", "status", "merge", "doctor", "supervise")
+COMMANDS = ("run", "convert", "evaluate", "inspect", "status", "merge", "doctor", "calibrate", "supervise", "study")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,12 +26,12 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE)
 
 
-def build_parser(prog: str = "hpcinfer") -> argparse.ArgumentParser:
-    """Make the parser of all commands."""
+def build_parser(prog: str = "hpcinfer", names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Make the parser of commands."""
     parser = _Parser(prog=prog, description="Distributed LLM inference for HPC clusters: prompts in, completions out.")
     parser.add_argument("--version", action="version", version=f"hpcinfer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name in COMMANDS:
+    for name in names:
         module = importlib.import_module(f"hpcinfer.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False,
                                       epilog=f"example:\n  {module.EXAMPLE}",
@@ -40,9 +43,7 @@ def build_parser(prog: str = "hpcinfer") -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args, unknown = build_parser().parse_known_args(argv)
-    if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args = _parse(sys.argv[1:] if argv is None else argv)
     try:
         return int(args.run(args))
     except PeerError as error:
@@ -56,6 +57,29 @@ def main(argv: list[str] | None = None) -> int:
         if refusal := storage_error(error):
             return _say(refusal)
         raise
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; of a command that is named first, no other's module is imported."""
+    names = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
+    with _untranslated():
+        args, unknown = build_parser(names=names).parse_known_args(argv)
+        if unknown:
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+@contextmanager
+def _untranslated() -> Iterator[None]:
+    """Keep argparse from looking for a catalogue of its words, in four files for each of some thirty texts."""
+    before = os.environ.get("LANGUAGE")
+    os.environ["LANGUAGE"] = "C"
+    try:
+        yield
+    finally:
+        os.environ.pop("LANGUAGE")
+        if before is not None:
+            os.environ["LANGUAGE"] = before
 
 
 def _say(error: HpcInferError) -> int:

@@ -1,16 +1,23 @@
 """A row becomes what the engine serves: token ids and sampling values, or an error record."""
 
+from __future__ import annotations
+
 import dataclasses
+import datetime
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpcinfer.config import SamplingParams
-from hpcinfer.data.chat import ChatTemplate
 from hpcinfer.data.request import Prepared, RowRequest, parse_row
 from hpcinfer.data.sampling_defaults import SamplingDefaults, sampling_for
-from hpcinfer.data.tokenizer import Tokenizer
+from hpcinfer.data.tokenizer import Tokenizer, TokenizerSource
 from hpcinfer.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from hpcinfer.data.chat import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,29 @@ class Preparer:
             raise RequestError("prompt_too_long", message, param="prompt")
         max_tokens = min(sampling.max_tokens, room)
         return dataclasses.replace(sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a preparer is made of; it is made when it is first asked for, by ranks that lead a replica."""
+
+    source: TokenizerSource
+    template_date: datetime.date  # that chat templates see
+    defaults: SamplingDefaults
+    max_model_len: int  # tokens of prompt and output together
+    vocab_size: int  # of the model
+    kind: str  # of the input: "text" or "jsonl"
+
+    @cached_property
+    def preparer(self) -> Preparer:
+        """The preparer, with the model's chat template compiled."""
+        from hpcinfer.data.chat import ChatTemplate
+
+        tokenizer = self.source.tokenizer
+        template = ChatTemplate(
+            tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, self.template_date
+        )
+        return Preparer(tokenizer, template, self.defaults, self.max_model_len, self.vocab_size, self.kind)
 
 
 def check_defaults(defaults: SamplingDefaults, vocab_size: int) -> None:

@@ -4,17 +4,20 @@ Two families of vocabularies are served: byte-level BPE (GPT-2, Llama 3, Qwen) a
 without byte fallback (Llama 2, Mistral, Gemma).
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from hpcinfer.data.model_files import read_json
 from hpcinfer.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 SPACE = "\u2581"  # SentencePiece's visible space
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's byte fallback
@@ -42,7 +45,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = self._named_token("bos_token"), self._named_token("eos_token")
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.digest = hashlib.sha256(files["tokenizer.json"]).hexdigest()
-        self.version = f"tokenizers {tokenizers.__version__}"
+        self.version = f"tokenizers {_version()}"
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encode a text, special tokens in it included.
@@ -104,7 +107,27 @@ class Tokenizer:
         return content
 
 
+class TokenizerSource:
+    """A tokenizer that is built when it is first asked for: a rank that never leads a replica needs none."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. See `Tokenizer` for what is raised."""
+        return Tokenizer(self._files)
+
+
+def _version() -> str:
+    import tokenizers
+
+    return str(tokenizers.__version__)
+
+
 def _load(content: bytes) -> tokenizers.Tokenizer:
+    import tokenizers
+
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception

@@ -70,11 +70,15 @@ def locate_model(model: str, cache_dir: str | None, group: "Collectives", fallba
     return Located(*json.loads(found))
 
 
-def preview(located: Located) -> Preview:
-    """Read what a job is checked against, before anything is converted. Not collective."""
-    if not located.source:
-        with Store.open(Path(located.store)) as store:
-            return Preview(store.config, store.grains, store.tokenizer_files)
+def preview(located: Located, store: Store | None) -> Preview:
+    """Read what a job is checked against, before anything is converted. Not collective.
+
+    Args:
+        located: the model.
+        store: of it, if it is there already.
+    """
+    if store is not None:
+        return Preview(store.config, store.grains, store.tokenizer_files)
     from hpcinfer.weights.conversion import default_grains
     from hpcinfer.weights.source import Source
 

@@ -1,22 +1,26 @@
-"""One open HDF5 file of a store: HDF5 says where the chunks stand, `preadv` reads them."""
+"""One HDF5 file of a store: HDF5 is asked where the chunks stand, once; it reads none of them."""
+
+from __future__ import annotations
 
 import math
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import h5py
 import numpy as np
 
 from hpcinfer.dtypes import STORAGE, raw_bytes
 from hpcinfer.errors import StoreError
-from hpcinfer.weights.safetensors_file import read_exactly
+from hpcinfer.weights.requests import Chunk
 from hpcinfer.weights.schema import ParamSpec
 from hpcinfer.weights.store_format import StoredParam
+
+if TYPE_CHECKING:
+    import h5py
+
+Places = Mapping[str, Sequence[int]]  # by parameter: the offset of each unit's chunk in its file
 
 
 class Expected(NamedTuple):
@@ -27,63 +31,27 @@ class Expected(NamedTuple):
 
 
 class StoreFile:
-    """Chunk offsets of the datasets of one file, and the file itself while it is open."""
+    """Where the chunks of one file's datasets stand."""
 
-    def __init__(self, path: Path, datasets: Sequence[Expected]) -> None:
-        """Open a file and check its datasets against what the index says.
+    def __init__(self, path: Path, places: Places) -> None:
+        self.path, self.places = path, places
 
-        Not collective.
+    def chunk(self, item: Expected, unit: int, out: np.ndarray) -> Chunk:
+        """Say where a unit stands that is to fill a contiguous array. Not collective."""
+        start, checksum = self.places[item.spec.name][unit], item.param.checksums[unit]
+        return Chunk(self.path, start, raw_bytes(out), checksum)
 
-        Raises:
-            StoreError: a missing, truncated or damaged file; a dataset that is missing or of another shape or type.
-        """
-        self.path = path
-        with open_hdf5(path) as file:
-            self._offsets = {item.spec.name: _chunk_offsets(file, path, item) for item in datasets}
-        self._file: FileIO | None = None
 
-    def close(self) -> None:
-        """Close the file; the next read opens it again. Not collective."""
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+def find_places(path: Path, datasets: Sequence[Expected]) -> Places:
+    """Check a file's datasets against what the index says, and find their chunks.
 
-    def read_unit(self, item: Expected, unit: int, out: np.ndarray) -> None:
-        """Fill a contiguous array with one unit and verify its checksum.
+    Not collective.
 
-        Not collective.
-
-        Raises:
-            StoreError: too few bytes, or other bytes than were written.
-        """
-        offset, where = self._offsets[item.spec.name][unit], describe(self.path, item.param.dataset, unit)
-        raw = raw_bytes(out)
-        count = read_exactly(self._open().fileno(), raw, offset)
-        if count != len(raw):
-            raise StoreError(
-                f"the file ends after {count} of {len(raw)} bytes of a chunk",
-                expected="a whole file",
-                where=where,
-                hint="convert the model again",
-            )
-        checksum = zlib.crc32(raw)
-        if checksum != item.param.checksums[unit]:
-            raise StoreError(
-                f"a chunk has the checksum {checksum:08x}",
-                expected=f"{item.param.checksums[unit]:08x}, as when written",
-                where=where,
-                hint="convert the model again; check the disk if it happens twice",
-            )
-
-    def _open(self) -> FileIO:
-        if self._file is None:
-            try:
-                self._file = FileIO(self.path)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                found = f"{self.path.name} cannot be opened any more: {reason}"
-                raise StoreError(found, expected="all files of the store", where=str(self.path)) from error
-        return self._file
+    Raises:
+        StoreError: a missing, truncated or damaged file; a dataset that is missing or of another shape or type.
+    """
+    with open_hdf5(path) as file:
+        return {item.spec.name: _chunk_offsets(file, path, item) for item in datasets}
 
 
 @contextmanager
@@ -91,6 +59,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; what HDF5 raises inside the block becomes a StoreError. Not collective."""
     if not path.is_file():
         raise StoreError(f"no {path.name}", expected="all files of the store", where=str(path))
+    import h5py  # some sixty files: only ranks that ask HDF5 something import it
+
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
@@ -111,7 +81,7 @@ def describe(path: Path, dataset: str, unit: int | None = None) -> str:
 
 def _chunk_offsets(file: h5py.File, path: Path, item: Expected) -> list[int]:
     name, spec = item.param.dataset, item.spec
-    if name not in file or not isinstance(file[name], h5py.Dataset):
+    if name not in file or not hasattr(file[name], "chunks"):
         raise StoreError(f"no dataset {name}", expected=f"one of shape {spec.shape}", where=describe(path, name))
     dataset, chunk = file[name], (1, *spec.shape[1:])
     found = (dataset.shape, dataset.dtype, dataset.chunks)

@@ -133,7 +133,7 @@ def test_size_is_known_beforehand(tiny_model, tiny_store, stores, quantization):
         names = [spec.name for spec in stored_specs(source.config, 8, quantization)]
         assert list(store.parameters) == names
         store.verify()
-        assert store.bytes_read == store_size(source, Shape(8, quantization))
+        assert store.num_bytes == store_size(source, Shape(8, quantization))
 
 
 def test_inspect_shows_the_kind_and_the_bytes(stores, tiny_store):

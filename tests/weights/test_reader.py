@@ -105,7 +105,7 @@ def test_a_store_that_is_read_again_asks_hdf5_no_more(store_copy, monkeypatch):
         monkeypatch.setattr(h5py, "File", None)
         assert {name: store.read(name).values.tobytes() for name in names} == before
         store.close()
-        flip(store_copy / "layer-0001.h5", store._files["layer-0001.h5"]._offsets[Q][2])
+        flip(store_copy / "layer-0001.h5", store._files["layer-0001.h5"].places[Q][2])
         with pytest.raises(StoreError, match=r"layer-0001\.h5, dataset q_proj\.weight, chunk 2"):
             store.read(Q)
         store.close()
