@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from hpcinfer.report.timeline import Timeline
 
 IDLE = "waiting for work"  # a phase in which a rank has nothing to do until another one gives it something
+WEIGHTS = "waiting for weights"  # a phase that begins anew with every part that comes, inside of computing
 SPARE = "waiting as a spare"  # a phase in which a rank has nothing to do until another one has died
 
 

@@ -4,8 +4,7 @@ import logging
 import os
 import sys
 import time
-
-from tqdm import tqdm
+from collections.abc import Callable
 
 from hpcinfer.units import format_seconds
 
@@ -34,19 +33,28 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._bar = None
         if is_terminal():
+            from tqdm import tqdm
+
             self._bar = tqdm(total=num_rows, initial=done, unit="row", file=sys.stderr, dynamic_ncols=True)
         self._interval = _BAR_INTERVAL_S if self._bar is not None else _LINE_INTERVAL_S
 
-    def update(self, done: int) -> None:
-        """Show the state, if the last time is long enough ago."""
+    def update(self, done: int, health: Callable[[], str] = str) -> None:
+        """Show the state, if the last time is long enough ago.
+
+        Args:
+            done: rows.
+            health: says how the replicas are; called only if it is shown.
+        """
         now = time.monotonic()
         if now - self._last < self._interval:
             return
         self._last = now
         if self._bar is not None:
+            self._bar.set_postfix_str(health(), refresh=False)
             self._bar.update(done - self._done)
+            self._bar.refresh()
         else:
-            log.info("%s", self._line(done, now))
+            log.info("%s", ", ".join(filter(None, [self._line(done, now), health()])))
         self._done = done
 
     def close(self, done: int) -> None:

@@ -1,11 +1,10 @@
 """The summary of a run, from the reports of its ranks."""
 
-import json
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hpcinfer.report.bounds import bounds, main_bound
 from hpcinfer.report.slow_ranks import paces, slow_ranks
 from hpcinfer.units import format_bytes, format_seconds
 
@@ -21,12 +20,13 @@ def merge_counts(reports: list[dict[str, Any]], section: str) -> Counter[str]:
     return total
 
 
-def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]:
+def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]], page: Path | None = None) -> list[str]:
     """Write the summary.
 
     Args:
         run: of the whole run: mesh, seconds by phase, rows of the output.
         ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens, place, kernels.
+        page: where the page of the run is, if there is one.
     """
     tokens, seconds = merge_counts(ranks, "tokens"), run["seconds"]["run"]
     rate = tokens["output"] / seconds if seconds else 0.0
@@ -42,7 +42,10 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]
         f"time      {_times(run['seconds'])}",
         f"steps     {_times(ranks[0]['seconds'])} (rank 0)",
         f"defaults  {_defaults(run)}",
+        *_bound(run, ranks),
     ]
+    if page is not None:
+        lines.append(f"report    {page}")
     return lines + _warnings(ranks, run)
 
 
@@ -61,6 +64,15 @@ def _warnings(ranks: list[dict[str, Any]], run: dict[str, Any]) -> list[str]:
     return warnings + [f"warning   {slow}" for slow in slow_ranks(paces(ranks))]
 
 
+def _bound(run: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]:
+    """What bounds the longest phase."""
+    found = main_bound(bounds(run, ranks))
+    if found is None:
+        return []
+    hint = f"; what would help most: {found.hint}" if found.hint else ""
+    return [f"bound     {found.bound} in the {found.phase} ({found.evidence}){hint}"]
+
+
 def _defaults(run: dict[str, Any]) -> str:
     """Sampling values of rows that say nothing: the common ones, and those that somebody has set."""
     origins = run["origins"]
@@ -74,14 +86,3 @@ def _list(counts: Counter[str]) -> str:
 
 def _times(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {format_seconds(value)}" for name, value in seconds.items())
-
-
-def write_report(job_directory: Path, report: dict[str, Any]) -> Path:
-    """Keep the report of a run in the job directory, under a new name."""
-    folder = job_directory / "reports"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
-    return path

@@ -88,3 +88,25 @@ def test_system_without_proc_has_no_terminal_behind_mpirun(monkeypatch):
 
     monkeypatch.setattr(os, "readlink", missing)
     assert not is_terminal()
+
+
+def test_health_is_asked_only_if_it_is_shown(clock, lines):
+    shown, asked = Progress(100, 0), []
+
+    def health():
+        asked.append(1)
+        return "12.0 output tokens/s, 2/2 replicas"
+
+    for done in range(11):
+        clock[0] += 1
+        shown.update(done, health)
+    assert len(asked) == len(lines) == 2
+    assert lines[0].endswith("time left 2 min 00 s, 12.0 output tokens/s, 2/2 replicas"), lines
+
+
+def test_bar_shows_health(clock, terminal, capsys):
+    shown = Progress(10, 4)
+    clock[0] += 1
+    shown.update(6, lambda: "3/4 replicas, replica 1 recovering")
+    shown.close(10)
+    assert "3/4 replicas, replica 1 recovering" in capsys.readouterr().err

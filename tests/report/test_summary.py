@@ -1,8 +1,9 @@
-import json
+from pathlib import Path
 
 import pytest
+from made_up_report import made_up_rank, made_up_run
 
-from hpcinfer.report.summary import merge_counts, summary_lines, write_report
+from hpcinfer.report.summary import merge_counts, summary_lines
 
 RUN = {
     "input_kind": "jsonl",
@@ -18,7 +19,8 @@ def rank(stops=3, lengths=1, **sections):
     return {
         "seconds": {"forward": 2.0, "sampling": 0.5}, "finish_reasons": {"stop": stops, "length": lengths},
         "errors": {"invalid_json": 1}, "rows": {"finished": 5, "cut_by_default": lengths},
-        "tokens": {"prompt": 60, "output": 40}, **sections,
+        "tokens": {"prompt": 60, "output": 40}, "phases": {}, "cpu_seconds": {}, "kernels": {}, "loading": {},
+        "bytes_read": {"store": 0, "stage": 0, "input": 0}, **sections,
     }  # fmt: skip
 
 
@@ -76,7 +78,10 @@ def test_missing_sections_count_nothing():
     assert merge_counts([{}, {"errors": {"a": 2}}, {"errors": {"a": 1, "b": 1}}], "errors") == {"a": 3, "b": 1}
 
 
-def test_each_report_has_a_name_of_its_own(tmp_path):
-    paths = {write_report(tmp_path, {"run": i}) for i in range(3)}
-    assert len(paths) == 3 and {json.loads(path.read_text())["run"] for path in paths} == {0, 1, 2}
-    assert {path.parent for path in paths} == {tmp_path / "reports"}
+def test_bound_and_page_have_a_line_each():
+    run, ranks = made_up_run(), [made_up_rank(counts={"steps": 100, "tokens": 6_400})]
+    lines = {line.split()[0]: line for line in summary_lines(run, ranks, Path("out.job/report.html"))}
+    assert lines["bound"].startswith("bound     compute in the run (compute 75 %")
+    assert "what would help most: more ranks (-dp)" in lines["bound"]
+    assert lines["report"] == "report    out.job/report.html"
+    assert "bound" not in lines_of(rank()) and "report" not in lines_of(rank())
