@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from typing import Protocol
+from typing import IO, Protocol
 
 import psutil
 
@@ -40,13 +40,13 @@ class LaunchedStep:
     When the supervisor dies, the kernel ends the launcher, and the launcher ends the ranks.
     """
 
-    def __init__(self, name: str, command: Command) -> None:
-        """Start it. What the ranks print goes to standard error: standard output is the supervisor's."""
+    def __init__(self, name: str, command: Command, log: IO[bytes] | None = None) -> None:
+        """Start it. What the ranks print goes to the log, or to standard error: standard output is the supervisor's."""
         self._name = name
         parent = os.getpid()
         self._process = subprocess.Popen(
-            command.argv, env=command.environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True,
-            preexec_fn=lambda: _die_with(parent),
+            command.argv, env=command.environment, stdin=subprocess.DEVNULL, stdout=log or 2, stderr=log,
+            start_new_session=True, preexec_fn=lambda: _die_with(parent),
         )  # fmt: skip
         self._was_ended = False
 

@@ -16,6 +16,7 @@ STARTED = {
     "helpers": "bind.sh " + RUN.format(""),
     "hpcinfer": "bind.sh " + RUN.format(""),
     "requeue": "bind.sh " + RUN.format(" --requeue"),
+    "scaling": "python -m hpcinfer study --output a study --only 2x2 -tp 2",
     "supervise": RUN.format(" --requeue").replace("hpcinfer.run", "hpcinfer supervise"),
 }
 
@@ -28,14 +29,15 @@ def start(folder: Path, script: Path, **variables: str) -> subprocess.CompletedP
         path.write_text(f'#!/bin/sh\necho "{name} $*"\n')
         path.chmod(0o755)
     environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "HPCINFER_VENV": str(folder), "SLURM_JOB_ID": "1",
-                   "SLURM_SUBMIT_DIR": str(CHECKOUT), "SLURM_NTASKS_PER_NODE": "2", **variables}
+                   "SLURM_SUBMIT_DIR": str(CHECKOUT), "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "2",
+                   **variables}
     return subprocess.run(["bash", script], env=environment, cwd=folder, capture_output=True, text=True, timeout=30)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_starts_the_job(script: Path, tmp_path: Path) -> None:
     variables = {"MODEL": "a model", "INPUT": "in", "OPTIONS": "-tp 2", "IMAGE": "an.sif", "HPCINFER_BINDS": "/here",
-                 "HPCINFER_APPTAINER_FLAGS": "--nv", "HPCINFER_MODULES": "first second"}
+                 "HPCINFER_APPTAINER_FLAGS": "--nv", "HPCINFER_MODULES": "first second", "STUDY": "a study"}
     run = start(tmp_path, script, **variables)
     assert run.returncode == 0, run.stderr
     modules, started = run.stdout.splitlines()[0], run.stdout.splitlines()[-1]
@@ -47,7 +49,7 @@ def test_starts_the_job(script: Path, tmp_path: Path) -> None:
 def test_says_what_is_missing(script: Path, tmp_path: Path) -> None:
     run = start(tmp_path, script, MODEL="m", IMAGE="an.sif")
     assert run.returncode != 0
-    assert "INPUT: sbatch --export=ALL," in run.stderr
+    assert re.search("(INPUT|STUDY): sbatch .*--export=ALL,", run.stderr)
 
 
 @pytest.mark.parametrize("script", ["gpu", "helpers", "hpcinfer", "requeue"])

@@ -1,0 +1,1 @@
+"""`hpcinfer study`: points of a scaling study, their runs, what they come to. Needs neither MPI nor torch."""
