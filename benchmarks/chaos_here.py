@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from chaos_kinds import KINDS, Kind
-from chaos_places import Cluster, Places, SmallDisk, environment, mpiexec
+from chaos_places import Places, SmallDisk
 from chaos_scene import MAX_RANKS, Workload, num_claims
+from virtual_hosts import Cluster, environment, mpiexec
 
 from hpcinfer.recovery.layout import JobPaths
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chaos_damage import flip_bit, sound_rows, tear_tail
-from chaos_places import Cluster, Launch
+from chaos_places import Launch
 from chaos_scene import Scene
+from virtual_hosts import Cluster
 
 TOLERANT, PLAIN, SUPERVISED = Launch(is_tolerant=True), Launch(), Launch(is_supervised=True)
 ON_HOSTS, WITH_SPARE = Launch(is_tolerant=True, on_hosts=True), Launch(is_tolerant=True, num_spares=1)

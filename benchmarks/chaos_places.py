@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contenders import Mesh
+from virtual_hosts import Cluster, environment, mpiexec, mpiexec_on_hosts
 
-HERE = Path(__file__).resolve().parent
-_CLUSTER = HERE.parent / "launch" / "virtual_cluster.sh"
 _SMALL = "24m"  # the file system that gets full
-_SETTINGS = {
-    "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "self,sm,tcp",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMP_NUM_THREADS": "1",
-}
-_AS_ROOT = [f"{name}{end}" for name in ("PRTE_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT") for end in ("", "_CONFIRM")]
 # Without the detector nobody notices a silent host for 13 s, and ranks on busy cores are silent for a second or two;
 # without the propagator the survivors cannot shrink.
 _DETECTOR = {
@@ -31,17 +23,6 @@ _DETECTOR = {
     "mpi_ft_detector_timeout": "4",
     "mpi_ft_propagator_with_rbcast": "true",
 }
-
-
-def environment() -> dict[str, str]:
-    """Settings for many ranks on few cores."""
-    return {**_SETTINGS, **dict.fromkeys(_AS_ROOT if os.geteuid() == 0 else [], "1")}
-
-
-def mpiexec() -> str:
-    """The launcher of the MPI that is used: $HPCINFER_MPIRUN, the one beside Python, or the one on PATH."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    return os.environ.get("HPCINFER_MPIRUN") or (str(beside) if beside.exists() else shutil.which("mpiexec") or "")
 
 
 class Launch(NamedTuple):
@@ -70,46 +51,7 @@ def _mesh_flags(mesh: Mesh) -> list[str]:
 def _on_hosts(mesh: Mesh, is_tolerant: bool) -> list[str]:
     hosts = ",".join(f"vh{i}:1" for i in range(mesh.ranks))
     detector = [text for name, value in _DETECTOR.items() for text in ("--mca", name, value)] if is_tolerant else []
-    agent = ["--prtemca", "plm_ssh_agent", f"{_CLUSTER} agent"]
-    return [os.fspath(_CLUSTER), "exec", "vh0", mpiexec(), *agent, "--host", hosts, *detector]
-
-
-class Cluster:
-    """Virtual hosts, as long as the benchmark runs."""
-
-    def __init__(self, num_hosts: int, folder: Path) -> None:
-        """Bring them up.
-
-        Raises:
-            OSError: that is not possible here; with the reason.
-        """
-        self.num_hosts, self._environment = num_hosts, {**os.environ, "HPCINFER_CLUSTER": os.fspath(folder)}
-        try:
-            self.tell("up", str(num_hosts))
-        except OSError:
-            self.close()
-            raise
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """What launchers need to find it."""
-        return {"HPCINFER_CLUSTER": self._environment["HPCINFER_CLUSTER"]}
-
-    def tell(self, *words: str) -> None:
-        """Give a command to launch/virtual_cluster.sh.
-
-        Raises:
-            OSError: it failed.
-        """
-        run = subprocess.run(
-            [_CLUSTER, *words], capture_output=True, text=True, env=self._environment, timeout=60
-        )
-        if run.returncode != 0:
-            raise OSError(run.stderr.strip().partition("\n")[0].removeprefix("launch/virtual_cluster.sh: "))
-
-    def close(self) -> None:
-        """End all hosts and what runs there."""
-        subprocess.run([_CLUSTER, "down"], capture_output=True, env=self._environment, timeout=60)
+    return [*mpiexec_on_hosts(), "--host", hosts, *detector]
 
 
 class SmallDisk:

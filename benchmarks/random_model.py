@@ -30,6 +30,7 @@ SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 128, 512),
     "M1": Shape(768, 12, 12, 4, 2048, 32000),  # 0.125 billion parameters
     "M2": Shape(1024, 24, 16, 4, 2816, 32000),  # 0.34 billion parameters
+    "M3": Shape(1280, 24, 20, 4, 3456, 32000),  # 0.5 billion parameters
 }
 
 
