@@ -83,8 +83,8 @@ def install_stopwatches() -> None:
     replica: Any = importlib.import_module("hpcinfer.engine.replica")
     metrics, build = ExclusiveMetrics(), replica.build_replica
 
-    def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any) -> Any:
-        built = build(TimedGroup(world, metrics), mesh, store, kernels, options)
+    def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any, load: Any = None) -> Any:
+        built = build(TimedGroup(world, metrics), mesh, store, kernels, options, load)
         metrics.watch(kernels)
         return built
 

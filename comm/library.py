@@ -48,6 +48,13 @@ def is_fault_tolerant() -> bool:
     return os.environ.get(_FT_SWITCH, "").lower() in ("1", "true", "t", "yes", "enabled")
 
 
+def has_threads() -> bool:
+    """Whether several threads may call the MPI library of this process, which has been started. Not collective."""
+    from mpi4py import MPI
+
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
+
+
 def _transport() -> str:
     """Name of Open MPI's messaging component: the library tells it nowhere but in its own memory."""
     try:

@@ -13,9 +13,13 @@ class Outbox:
 
     def keep(self, pending: Pending) -> None:
         """Hold a send until it has left. Not collective."""
+        self.turn()
+        self._pending.append(pending)
+
+    def turn(self) -> None:
+        """Let go of those that have left; the MPI may use the moment to move the others on. Not collective."""
         while self._pending and self._pending[0].test():
             self._pending.popleft()
-        self._pending.append(pending)
 
     def flush(self) -> None:
         """Wait until all have left. Not collective, but the receivers must receive."""

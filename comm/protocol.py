@@ -94,6 +94,7 @@ class World(Collectives, Protocol):
     """
 
     is_tolerant: bool
+    locations: tuple[Location, ...] | None
 
     def duplicate(self) -> "World":
         """Make a group of the same ranks whose messages are apart. Collective."""

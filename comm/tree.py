@@ -1,17 +1,29 @@
 """The tree all-reduce: finish the fixed binary tree over the grains across the ranks of a tp axis.
 
-One shot: everyone gathers the nodes that all ranks hold whole and finishes the tree locally, so that every
-rank does the same additions in the same order, whatever tp is.
+Every rank does the same additions in the same order, whatever tp is and in whatever form the sums travel
+(hpcinfer.comm.forms); which form a size takes, the selector says (hpcinfer.comm.selector).
 """
 
-from collections.abc import Callable
-from operator import add
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from hpcinfer.comm.forms import FORMS, AllReduce
+from hpcinfer.comm.node.opening import open_channel
 from hpcinfer.comm.protocol import Collectives
-from hpcinfer.partition.grains import Span, grain_runs, subtrees, tree_reduce
+from hpcinfer.comm.selector import Selector
+from hpcinfer.partition.grains import grain_runs, subtrees
 
 Array = Any
+
+
+class Traffic(NamedTuple):
+    """What was reduced so far."""
+
+    calls: int
+    num_bytes: int  # of the sums
+    seconds: float  # spent in them, waiting included
 
 
 class TreeReducer:
@@ -21,13 +33,24 @@ class TreeReducer:
         group: the ranks of one tp axis.
         grains: leaves of the tree.
         allocate: makes a contiguous float32 array of a shape.
+        selector: chooses the form of each sum; the same on all ranks.
+        room_bytes: of shared memory that `room` may give, if ranks share a node.
+
+    Making one is collective over the group.
     """
 
-    def __init__(self, group: Collectives, grains: int, allocate: Callable[[tuple[int, ...]], Array]) -> None:
+    def __init__(
+        self, group: Collectives, grains: int, allocate: Callable[[tuple[int, ...]], Array],
+        selector: Selector | None = None, room_bytes: int = 0,
+    ) -> None:  # fmt: skip
         self.group, self._allocate = group, allocate
         self.runs = grain_runs(grains, group.size)
-        self._nodes_by_rank = [subtrees(run) for run in self.runs]
-        self._root = Span(0, grains)
+        self._spans_by_rank = [subtrees(run) for run in self.runs]
+        self._choose = (selector or Selector()).chooser(group.locations, self._spans_by_rank)
+        self._channel = open_channel(group, room_bytes)
+        self._forms: dict[str, AllReduce] = {}
+        self._ways: dict[tuple[int, ...], _Way] = {}
+        self._calls, self._num_bytes, self._seconds = 0, 0, 0.0
 
     @property
     def run(self) -> range:
@@ -38,7 +61,23 @@ class TreeReducer:
     def spans(self) -> list[tuple[int, int]]:
         """Nodes that this rank holds whole, as half-open runs of its local grains."""
         first = self.run.start
-        return [(span.start - first, span.stop - first) for span in self._nodes_by_rank[self.group.rank]]
+        return [(span.start - first, span.stop - first) for span in self._spans_by_rank[self.group.rank]]
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was reduced so far. Not collective."""
+        return Traffic(self._calls, self._num_bytes, self._seconds)
+
+    def room(self, shape: tuple[int, ...]) -> Array:
+        """Make a float32 array for a value that `reduce` will take: in shared memory where there is room, which saves
+        it a copy. Not collective. It is good until the call after the next.
+        """
+        found = None if self._channel is None else self._channel.room(shape)
+        return self._allocate(shape) if found is None else found
+
+    def form_for(self, num_bytes: int) -> str:
+        """Name the form that a sum of this size takes. Not collective."""
+        return self._choose(num_bytes)
 
     def reduce(self, nodes: list[Array]) -> Array:
         """Finish the tree.
@@ -50,22 +89,34 @@ class TreeReducer:
 
         Returns:
             The sum over all grains, the same on every rank.
+
+        Raises:
+            RankFailedError: a rank has died.
         """
         if self.group.size == 1:
             return nodes[0]
-        return self._finish(nodes[0] if len(nodes) == 1 else self._stack(nodes), tuple(nodes[0].shape))
+        start, shape = time.perf_counter(), nodes[0].shape
+        way = self._ways.get(shape) or self._find_way(tuple(shape))
+        out = self._allocate(way.shape)
+        way.reduce(nodes, out)
+        self._calls += 1
+        self._num_bytes += way.num_bytes
+        self._seconds += time.perf_counter() - start
+        return out
 
-    def _stack(self, nodes: list[Array]) -> Array:
-        stacked = self._allocate((len(nodes), *nodes[0].shape))
-        for i, node in enumerate(nodes):
-            stacked[i] = node
-        return stacked
+    def _find_way(self, shape: tuple[int, ...]) -> "_Way":
+        num_bytes = 4 * math.prod(shape)
+        name = self._choose(num_bytes)
+        if name not in self._forms:
+            self._forms[name] = AllReduce(self.group, self._spans_by_rank, FORMS[name], self._channel)
+        form = self._forms[name]
+        self._ways[shape] = way = _Way(shape, num_bytes, form.in_node or form)
+        return way
 
-    def _finish(self, send: Array, shape: tuple[int, ...]) -> Array:
-        spans = [span for nodes in self._nodes_by_rank for span in nodes]
-        size = 1
-        for length in shape:
-            size *= length
-        receive = self._allocate((len(spans), *shape))
-        self.group.all_gather(send, receive, [len(nodes) * size for nodes in self._nodes_by_rank])
-        return tree_reduce(dict(zip(spans, receive, strict=True)), self._root, add)
+
+class _Way(NamedTuple):
+    """What arrays of a shape take."""
+
+    shape: tuple[int, ...]
+    num_bytes: int
+    reduce: Callable[[Sequence[Array], Array], None]

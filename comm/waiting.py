@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from hpcinfer.comm.protocol import Pending
 from hpcinfer.errors import RankFailedError
 
-_SPIN_S = 0.002  # wait without sleeping this long, then in naps
-_NAP_S = 0.0002
+_SPIN_S = 0.0003  # wait without sleeping this long, then in naps
+_NAP_SHARE, _NAP_S = 1 / 16, 0.0002  # a nap is this part of what has been waited so far, at most so long
+_LOOKS = 20  # at the first message, before the others are looked at, too: a rank that one of them is of may have died
 
 
 class Pause:
@@ -19,10 +20,11 @@ class Pause:
 
     def __call__(self) -> None:
         """Pass a moment."""
-        if time.monotonic() - self._start < _SPIN_S:
+        waited = time.monotonic() - self._start
+        if waited < _SPIN_S:
             os.sched_yield()
         else:
-            time.sleep(_NAP_S)
+            time.sleep(min(_NAP_S, _NAP_SHARE * waited))
 
 
 def wait_for(pending: Sequence[Pending], pause: Callable[[], None], check: Callable[[], None]) -> None:
@@ -35,9 +37,15 @@ def wait_for(pending: Sequence[Pending], pause: Callable[[], None], check: Calla
     """
     waiting = list(pending)
     try:
-        while waiting := [each for each in waiting if not each.test()]:
-            check()
-            pause()
+        while waiting:
+            for _ in range(_LOOKS):  # one look moves all messages on; looking at each would cost more than it finds
+                if waiting[0].test():
+                    del waiting[0]
+                    break
+                check()
+                pause()
+            else:
+                waiting = [each for each in waiting if not each.test()]
     except RankFailedError:
         for each in waiting:
             each.cancel()

@@ -196,6 +196,8 @@ class ModelOptions:
     max_model_len: int | None = option(None, "tokens of prompt and output together; the model's own limit if not given")
     cache_dir: str | None = option(None, "where a Hugging Face folder is converted to ($HPCINFER_CACHE if not given)",
                                    metavar="DIR")
+    stage: str | None = option(None, "folder on each node's own disk that keeps copies of the weights that are read,"
+                               " for restarted steps and the next job on the node", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,21 @@ class EngineOptions:
 
     max_num_seqs: int = option(64, "sequences in one batch at most")
     max_num_batched_tokens: int = option(512, "tokens in one batch at most; longer prompts are prefilled in chunks")
+    micro_batches: int | None = option(
+        None, "batches in flight in a pipeline; as many as stages if not given, one more hides slow links between them",
+        metavar="N"
+    )
     block_size: int = option(16, "tokens per KV block")
     kv_cache_memory: str | None = option(
         None, "KV cache per rank, as 512MiB or 4GiB; a share of free memory if not given", metavar="SIZE"
     )
     prefix_reuse: bool = option(
         True, "compute every prompt from its first token, also if the KV cache has its beginning"
+    )
+    collectives: str = option(
+        "auto", "form of the sums over tp ranks; auto takes what `hpcinfer calibrate` found to be the fastest for each"
+        " size, or an estimate", choices=("auto", "one_shot", "two_shot", "leader", "node_one_shot", "node_two_shot",
+                                          "switch_one_shot", "switch_two_shot")
     )
     threads: int | None = option(
         None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
@@ -263,6 +274,7 @@ class JobOptions:
         60.0, "seconds before the end of the time in which work is put away; a tenth of the time at most"
     )
     merge: bool = option(True, "leave the output to `hpcinfer merge`")
+    trace: bool = option(False, "write FILE.job/trace.json, which Perfetto and Chrome's tracing show: a row per rank")
     requeue: bool = option(False, "when stopped by a signal or the time limit, have Slurm start the same job again")
 
 

@@ -6,20 +6,25 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcinfer.agree import on_all, on_root, same_everywhere, where_am_i
 from hpcinfer.cli import add_options, read_options
+from hpcinfer.comm.imports import share_imports
 from hpcinfer.comm.launcher import check_world_size
+from hpcinfer.comm.topology import discover
 from hpcinfer.comm.world import end_together, start_world
 from hpcinfer.config import EngineOptions, MeshOptions, ModelOptions
 from hpcinfer.errors import EXIT_DONE, ConfigError
 from hpcinfer.log import start_logging
+from hpcinfer.partition.layout import ModelLimits, layout_of
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
+from hpcinfer.partition.placement import place_ranks
 
 if TYPE_CHECKING:
-    from hpcinfer.comm.protocol import Collectives
+    from hpcinfer.comm.protocol import Collectives, World
     from hpcinfer.data.tokenizer import Tokenizer
     from hpcinfer.engine.evaluation import Likelihood, Window
     from hpcinfer.kernels.protocol import Kernels
@@ -29,6 +34,9 @@ HELP = "measure a model's perplexity on a text"
 EXAMPLE = "hpcinfer evaluate --model llama.store --compare llama-int4.store --text held_out.txt"
 
 _WINDOW = 1024  # tokens, unless told otherwise
+_MODULES = (  # that all ranks import, with all that these import
+    "hpcinfer.engine.evaluation", "hpcinfer.kernels.native.native", "hpcinfer.weights.opening", "tokenizers", "h5py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ def command(args: argparse.Namespace) -> int:
     )
     world = start_world()
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
+    end_together(world, lambda: share_imports(world, _MODULES))
     results = end_together(world, lambda: _evaluate(world, options))
     if world.rank == 0:
         text = json.dumps(_as_json(results), allow_nan=False) if options.json else "\n".join(_as_lines(results))
@@ -87,18 +96,20 @@ class _Result:
     likelihood: "Likelihood"
 
 
-def _evaluate(world: "Collectives", options: EvaluateOptions) -> list[_Result]:
+def _evaluate(world: "World", options: EvaluateOptions) -> list[_Result]:
     from hpcinfer.engine.placement import make_kernels
 
     mesh = on_all(world, lambda: _check(world, options))
     same_everywhere(world, dataclasses.asdict(options), "the options")
+    world.locations = discover(world)
+    placed = world.split(0, place_ranks(mesh, world.locations).index(world.rank))
     stores = [_open_store(world, model, options) for model in options.models]
     tokenizer, windows = _read_windows(world, stores, options)
     kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
     same_everywhere(world, kernels.profile(), "the numerics profiles")
     results = []
     for model, store in zip(options.models, stores, strict=True):
-        likelihood = _measure(world, mesh, options, _Work(store, kernels, tokenizer, windows))
+        likelihood = _measure(world, mesh, options, _Work(placed, store, kernels, tokenizer, windows))
         results.append(_Result(model, store.digest, store.quantization, likelihood))
     return results
 
@@ -119,10 +130,10 @@ def _check(world: "Collectives", options: EvaluateOptions) -> Mesh:
 def _open_store(world: "Collectives", model: str, options: EvaluateOptions) -> "Store":
     """Find a model, converted if need be. Collective over the world."""
     from hpcinfer.weights.locate import resolve_model
-    from hpcinfer.weights.reader import Store
+    from hpcinfer.weights.opening import open_store
 
     path = resolve_model(model, options.model.cache_dir, world)
-    return on_all(world, lambda: Store.open(path))
+    return open_store(path, world, options.model.stage)
 
 
 def _read_windows(
@@ -160,6 +171,7 @@ def _cut_text(stores: list["Store"], tokenizer: "Tokenizer", options: EvaluateOp
 class _Work:
     """What is measured with what."""
 
+    placed: "Collectives"  # all ranks, in the order of the mesh
     store: "Store"
     kernels: "Kernels"
     tokenizer: "Tokenizer"
@@ -168,6 +180,7 @@ class _Work:
 
 def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _Work) -> "Likelihood":
     """Load one model and score the windows. Collective over the world."""
+    from hpcinfer.comm.form_table import load_selector
     from hpcinfer.engine.evaluation import measure
     from hpcinfer.engine.replica import (
         ReplicaOptions,
@@ -177,14 +190,21 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
         resolve_cache_dtype,
         resolve_dtype,
     )
+    from hpcinfer.recovery.loading import JobLoading
 
     dtype, length = resolve_dtype(options.model.dtype), max(map(len, work.windows))
     cache_dtype = resolve_cache_dtype(options.model.kv_cache_dtype, options.model.dtype)
-    wanted = ReplicaOptions(options.engine, dtype, length, seed=0, cache_dtype=cache_dtype)
-    group = join_replica(world, mesh)
-    replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted))
-    work.store.close()
-    return measure(world, mesh, replica, work.tokenizer, work.windows)
+    selector = load_selector(world, options.engine.collectives)
+    wanted = ReplicaOptions(options.engine, dtype, length, seed=0, cache_dtype=cache_dtype, selector=selector)
+    group, config = join_replica(work.placed, mesh), work.store.config
+    layout = layout_of(mesh, range(mesh.world_size), ModelLimits(config.num_layers, work.store.grains))
+    loading = JobLoading(work.store, layout)
+    loading.begin(work.placed, None)
+    load = partial(loading.load, work.kernels, wanted.metrics)
+    replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted, load))
+    likelihood = measure(work.placed, mesh, replica, work.tokenizer, work.windows)
+    loading.finish()
+    return likelihood
 
 
 def _difference(results: list[_Result]) -> float | None:

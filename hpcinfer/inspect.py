@@ -64,7 +64,7 @@ def describe_store(store: "Store", *, verify: bool = False) -> list[str]:
     ]
     if verify:
         store.verify()
-        lines.append(f"  verified     {format_bytes(store.bytes_read)}, all checksums agree")
+        lines.append(f"  verified     {format_bytes(store.num_bytes)}, all checksums agree")
     return lines
 
 

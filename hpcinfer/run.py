@@ -1,25 +1,24 @@
 """`hpcinfer run`: the main job. Set-up fails on all ranks together; after that any error ends the whole job."""
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpcinfer.agree import on_all, on_root, where_am_i
 from hpcinfer.cli import add_options, given_options, read_options
-from hpcinfer.comm.launcher import check_world_size
+from hpcinfer.comm.imports import share_imports
+from hpcinfer.comm.launcher import check_world_size, read_launch
 from hpcinfer.comm.world import end_together, leave, start_world, survive
 from hpcinfer.config import EngineOptions, JobMeshOptions, JobOptions, ModelOptions, RunOptions, SamplingParams
 from hpcinfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, RankFailedError
 from hpcinfer.log import show_info, start_logging
-from hpcinfer.partition.mesh import Mesh
-from hpcinfer.report.metrics import Metrics
+from hpcinfer.report.recording import Recording, RecordingMetrics
+from hpcinfer.report.run_phases import RunPhases
 from hpcinfer.report.slow_ranks import pace_of
-from hpcinfer.report.summary import summary_lines, write_report
+from hpcinfer.report.startup import STARTUP
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
@@ -27,14 +26,21 @@ if TYPE_CHECKING:
     from hpcinfer.engine.replica import Replica
     from hpcinfer.recovery.hangs.watchdog import Watchdog
     from hpcinfer.recovery.merging import MergeReport
+    from hpcinfer.recovery.reporting import RunFacts
     from hpcinfer.recovery.serve import Serving
-    from hpcinfer.recovery.setup import Setup
     from hpcinfer.recovery.stopping import Stopped, Stopper
+    from hpcinfer.report.energy import EnergyMeter
 
 HELP = "turn a file of prompts into a file of completions"
 EXAMPLE = "mpirun -n 2 hpcinfer run --model examples/demo_model --input prompts.jsonl --output completions.jsonl"
 
 log = logging.getLogger(__name__)
+
+_MODULES = (  # that a rank imports, with all that these import, as a leader or when it becomes one
+    "hpcinfer.recovery.failover.member", "hpcinfer.recovery.setup", "hpcinfer.recovery.hangs.watchdog",
+    "hpcinfer.recovery.merging", "hpcinfer.recovery.reporting", "hpcinfer.comm.seating", "hpcinfer.report.energy",
+    "hpcinfer.kernels.native.native", "hpcinfer.data.chat", "tokenizers", "h5py",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +62,10 @@ def command(args: argparse.Namespace) -> int:
         sampling=given_options(args, SamplingParams),
     )
     world = start_world()
+    STARTUP.mark("world")
     start_logging(is_root=world.rank == 0, who=where_am_i(world) if world.size > 1 else "")
+    world = end_together(world, lambda: survive(world, lambda group: share_imports(group, _MODULES))[0])
+    STARTUP.mark("modules")
     from hpcinfer.recovery.stopping import Stopper
 
     with Stopper() as stopper:
@@ -78,13 +87,17 @@ def _watch(world: "World", options: RunOptions, stopper: "Stopper") -> int:
 
 
 def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper", watch: "Watchdog") -> int:
+    from hpcinfer.comm.seating import seats
     from hpcinfer.recovery.failover.member import Member
+    from hpcinfer.recovery.reporting import RunFacts
     from hpcinfer.recovery.setup import prepare, serving_of
     from hpcinfer.recovery.stopping import Stopped
 
-    phases, rank = Metrics(), world.rank
+    meter, rank = _open_meter(), world.rank
+    phases = RunPhases(Recording(launched) if options.job.trace else None)
     watch.follow(phases)
     world, (mesh, setup, line) = survive(world, lambda group: prepare(group, launched, options, phases, stopper))
+    STARTUP.mark("set up")
     if setup.stopped is not None:
         return _end_early(world, options, setup.stopped)
     report = setup.complete
@@ -92,15 +105,19 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
         log.info("the job is complete: %d rows, %d errors", report.num_rows, report.num_failed)
     else:
         serving = serving_of(line or world, mesh, options, setup, stopper)
+        if phases.recording is not None:
+            serving = serving.measured_by(RecordingMetrics(phases.recording))
         member = Member(serving, line)
         watch.follow(serving.options.metrics)
         watch.measure(lambda: pace_of(rank, member.report()))
         watch.last_word = member.witness.hung
         with phases.phase("load"):
             loaded = [_load(world, line, serving)]
+        STARTUP.mark("built")
+        phases.begin()
         with phases.phase("run"):
             rank_report = member.run(loaded.pop())  # whose memory is the member's alone
-        facts = _RunFacts(mesh, setup, phases, rank_report)
+        facts = RunFacts(options, mesh, setup, phases, rank_report, seats(serving.layout, setup.places), meter)
         world, result = survive(world, lambda group: _finish(group, options, facts, stopper))
         if isinstance(result, Stopped):
             return _end_early(world, options, result)
@@ -110,6 +127,15 @@ def _run(world: "World", launched: int, options: RunOptions, stopper: "Stopper",
         print(setup.job.paths.output, flush=True)
     failed = report.num_conflicts > 0 or (options.job.fail_on_error and report.num_failed > 0)
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _open_meter() -> "EnergyMeter | None":
+    """Measure the energy of the node, on its first rank."""
+    if read_launch().local_rank not in (0, None):
+        return None
+    from hpcinfer.report.energy import open_meter
+
+    return open_meter()
 
 
 def _end_early(world: "World", options: RunOptions, stopped: "Stopped") -> int:
@@ -140,24 +166,16 @@ def _load(world: "World", line: "MpiGroup | None", serving: "Serving") -> "Repli
     try:
         build_together(world, build)
     except RankFailedError:
+        serving.loading.abandon()
         world.revoke()  # nobody waits for this rank; who can serve does so, and the others regroup
     return replica
 
 
-@dataclass(frozen=True)
-class _RunFacts:
-    """What the summary says of the whole run."""
-
-    mesh: Mesh
-    setup: "Setup"
-    phases: Metrics
-    rank_report: dict[str, Any]
-
-
 def _finish(
-    world: "Collectives", options: RunOptions, facts: _RunFacts, stopper: "Stopper"
+    world: "Collectives", options: RunOptions, facts: "RunFacts", stopper: "Stopper"
 ) -> "MergeReport | Stopped":
     """Merge and report, unless the job was stopped before its end. Collective over the world."""
+    from hpcinfer.recovery.reporting import gather_reports, write_reports, write_traces
     from hpcinfer.recovery.snapshots import remove_snapshots
     from hpcinfer.recovery.stopping import agree_to_stop
 
@@ -167,13 +185,14 @@ def _finish(
     with facts.phases.phase("merge"):
         stopped = agree_to_stop(stopper, facts.setup.job, world)
         merged = None if stopped else _merge(world, options)
-    ranks = [json.loads(data) for data in world.all_gather_bytes(json.dumps(facts.rank_report).encode())]
+    ranks = gather_reports(world, facts)
     if merged is None:
         assert stopped is not None
         return stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))
     if world.rank == 0:
         remove_snapshots(paths)
-        _report(world, options, facts, merged, ranks)
+        write_reports(facts, merged, ranks)
+    write_traces(world, facts, ranks)
     return merged
 
 
@@ -187,29 +206,6 @@ def _merge(world: "Collectives", options: RunOptions) -> "MergeReport":
         return merge(paths, paths.output, world, patience_s=CACHES_S)
     counted = on_root(world, lambda: json.dumps(count(paths)).encode())
     return MergeReport(*json.loads(counted))
-
-
-def _report(
-    world: "Collectives", options: RunOptions, facts: _RunFacts, merged: "MergeReport", ranks: list[dict[str, Any]]
-) -> None:
-    """Write the reports of all ranks beside the job, show the summary."""
-    setup, defaults = facts.setup, facts.setup.preparer.defaults
-    run = {
-        "mesh": str(facts.mesh),
-        "world_size": world.size,
-        "input_kind": setup.job.kind,
-        "num_rows": merged.num_rows,
-        "num_failed": merged.num_failed,
-        "kv_cache_bytes": facts.rank_report["kv_cache_bytes"],
-        "num_blocks": facts.rank_report["num_blocks"],
-        "seconds": dict(facts.phases.seconds),
-        "sampling": dataclasses.asdict(defaults.values),
-        "origins": defaults.origins,
-        "options": dataclasses.asdict(options.engine),
-    }
-    write_report(setup.job.paths.root, {"run": run, "ranks": ranks})
-    for line in summary_lines(run, ranks):
-        log.info("%s", line)
 
 
 if __name__ == "__main__":

@@ -40,18 +40,6 @@ class MemoryStore:
         return (*self.read(name, units), None)
 
 
-class _Gather:
-    """What the tree all-reduce needs of a group, over one that gathers bytes."""
-
-    def __init__(self, group):
-        self.rank, self.size, self._group = group.rank, group.size, group
-
-    def all_gather(self, send, receive, counts):
-        parts = self._group.all_gather_bytes(np.asarray(send).tobytes())
-        assert [len(part) for part in parts] == [4 * count for count in counts]
-        np.asarray(receive).reshape(-1)[:] = np.frombuffer(b"".join(parts), np.float32)
-
-
 def native_was_built() -> bool:
     """Whether this installation has the native kernels."""
     return create_native_kernels(Placement()) is not None
@@ -88,7 +76,7 @@ def run_replica(
 def make_stage(store, mesh, coord, group, shape, *, dtype="auto", kernels=None):
     """One rank's stage, its cache full of NaN."""
     kernels, plan = kernels or create_kernels("reference"), shard_plan(store.config, store.grains, mesh, coord)
-    reducer = TreeReducer(_Gather(group), store.grains, kernels.empty)
+    reducer = TreeReducer(group, store.grains, kernels.empty)
     weights = load_stage(store, kernels, plan, LoadOptions(dtype, max_len=512))
     cache = allocate_cache(kernels, store.config, plan, shape)
     for layer in cache:

@@ -73,6 +73,26 @@ def test_throughput_measures_equal_outputs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_reading_a_store_is_measured_beside_others(tmp_path: Path) -> None:
+    table = run_benchmark("loading_reads.py", "--shape", "tiny", "--rounds", "2", "--dir", tmp_path)
+    rows = {line[:32].strip(): line[32:].split() for line in table.splitlines() if line[32:].strip()}
+    assert all(float(rows[name][0]) > 0 for name in ("hpcinfer", "hpcinfer, O_DIRECT", "h5py, dataset[...]"))
+    assert "left out" in table and "fio, O_DIRECT" not in rows  # there is none, or it wants larger files
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_is_measured_beside_a_loader_that_reads_alone(tmp_path: Path) -> None:
+    mpiexec_command()
+    size = ("--replicas", "1,2", "--shape", "tiny", "--mb-per-s", "2")
+    run_benchmark("loading.py", *size, "--dir", tmp_path, "--json", tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    asked = {(row["way"], row["replicas"]): row["jobs"][0]["asked"] / result["store"] for row in result["rows"]}
+    assert all(0.9 < asked["together", number] < 1.1 for number in (1, 2))
+    assert asked["each alone", 2] > 1.8
+    assert all(job["first_token_s"] > 0 for row in result["rows"] for job in row["jobs"])
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_jobdir_measures_every_phase(tmp_path: Path) -> None:
     table = run_benchmark("jobdir.py", "--rows", "3000", "--dir", tmp_path)

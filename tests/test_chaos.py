@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from jobs import mpi_environment, mpiexec_command, wait_until
+from made_up_hosts import CLUSTER, Hosts, virtual_hosts
 from sources import CHECKOUT
 
 from hpcinfer.recovery.journal import PartWriter
 from hpcinfer.recovery.layout import JobPaths
 
-CLUSTER = CHECKOUT / "launch" / "virtual_cluster.sh"
 SHORT = ("rank", "plain-rank", "launcher", "torn", "flipped")
 ECHO = """
 import socket, sys
@@ -44,7 +44,6 @@ for _ in range(int(sys.argv[1])):
 print(min(times))
 """
 
-Tell = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -202,32 +201,20 @@ def test_torn_end_costs_rows_only_where_it_was_cut(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Tell]:
-    """Two virtual hosts, and what tells them something; skips where they cannot be."""
-    environment = {**os.environ, "HPCINFER_CLUSTER": str(tmp_path / "cluster")}
-
-    def tell(*words: str) -> str:
-        run = subprocess.run([CLUSTER, *words], capture_output=True, text=True, env=environment, timeout=30)
-        assert run.returncode == 0, run.stderr
-        return run.stdout.strip()
-
-    run = subprocess.run([CLUSTER, "up", "2", "2000", "0"], capture_output=True, text=True, env=environment, timeout=30)
-    if run.returncode != 0:
-        subprocess.run([CLUSTER, "down"], env=environment, timeout=30)
-        pytest.skip(run.stderr.strip())
-    tell.environment = environment  # type: ignore[attr-defined]
-    yield tell
-    tell("down")
+def cluster(tmp_path: Path) -> Iterator[Hosts]:
+    """Two virtual hosts; skips where they cannot be."""
+    with virtual_hosts(tmp_path, 2, delay_us=2000, mbit_per_s=0) as hosts:
+        yield hosts
     assert not (tmp_path / "cluster").exists()
 
 
-def start_on(cluster: Tell, host: str, *command: str) -> subprocess.Popen[str]:
+def start_on(cluster: Hosts, host: str, *command: str) -> subprocess.Popen[str]:
     """Start a command on a virtual host."""
     return subprocess.Popen([CLUSTER, "exec", host, *command], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, env=cluster.environment)  # type: ignore[attr-defined]
+                            stderr=subprocess.DEVNULL, env=cluster.environment)
 
 
-def is_reached(cluster: Tell) -> float | None:
+def is_reached(cluster: Hosts) -> float | None:
     """Seconds from vh0 to vh1 and back; None if vh1 does not answer."""
     echo = start_on(cluster, "vh1", sys.executable, "-c", ECHO)
     assert echo.stdout is not None and echo.stdout.readline() == "ready\n"
@@ -238,7 +225,7 @@ def is_reached(cluster: Tell) -> float | None:
     return float(said) if ping.returncode == 0 else None
 
 
-def test_virtual_hosts_have_names_and_slow_links(cluster: Tell) -> None:
+def test_virtual_hosts_have_names_and_slow_links(cluster: Hosts) -> None:
     assert [cluster("exec", host, "hostname") for host in ("vh0", "vh1")] == ["vh0", "vh1"]
     assert cluster("hostfile", "3").split("\n") == ["vh0 slots=3", "vh1 slots=3"]
     assert 0.004 <= (is_reached(cluster) or 0) < 0.1
@@ -246,14 +233,14 @@ def test_virtual_hosts_have_names_and_slow_links(cluster: Tell) -> None:
     assert 0 < (is_reached(cluster) or 0) < 0.004
 
 
-def test_host_that_is_cut_off_answers_once_it_is_healed(cluster: Tell) -> None:
+def test_host_that_is_cut_off_answers_once_it_is_healed(cluster: Hosts) -> None:
     cluster("cut", "vh1")
     assert is_reached(cluster) is None
     cluster("heal", "vh1")
     assert is_reached(cluster) is not None
 
 
-def test_killed_host_has_no_process_left(cluster: Tell) -> None:
+def test_killed_host_has_no_process_left(cluster: Hosts) -> None:
     there, other = (start_on(cluster, host, "sleep", "60") for host in ("vh1", "vh0"))
     wait_until(lambda: all("sleep" in psutil.Process(process.pid).name() for process in (there, other)), timeout=10)
     cluster("kill", "vh1")

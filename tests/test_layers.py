@@ -11,8 +11,9 @@ from sources import Source, package_sources
 
 LAYERS: tuple[tuple[str, ...], ...] = (  # from top to bottom; modules of one layer do not import each other
     ("__main__",),
-    ("run", "convert", "evaluate", "merge", "status", "inspect", "supervise", "doctor", "plan", "study"),
+    ("run", "convert", "evaluate", "merge", "status", "inspect", "supervise", "doctor", "calibrate", "plan", "study"),
     ("cli",),
+    ("scaling",),
     ("supervision",),
     ("recovery", "diagnosis"),
     ("engine",),

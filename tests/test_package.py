@@ -1,6 +1,7 @@
 """The package at its edges: a quiet and quick import, help without MPI and torch, types, frozen flags."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 from sources import CHECKOUT
 
-from hpcinfer.__main__ import COMMANDS
+from hpcinfer.__main__ import COMMANDS, main
 
 BLOCKER = """
 import sys
@@ -52,6 +53,22 @@ def test_import_is_quick() -> None:
         return min(times)
 
     assert best_of("import hpcinfer") - best_of("pass") < 0.2  # seconds
+
+
+def test_only_the_named_command_is_imported() -> None:
+    code = "import sys; from hpcinfer.__main__ import main\ntry: main(['status', 'x'])\nexcept BaseException: pass"
+    run = python(code + "\nsys.exit(' '.join(name for name in sys.modules if name.startswith('hpcinfer')))")
+    commands = {f"hpcinfer.{name}" for name in COMMANDS} & set(run.stderr.split())
+    assert commands == {"hpcinfer.status"}
+
+
+def test_no_catalogue_of_translations_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_for, exists = [], os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: looked_for.append(path) or exists(path))
+    monkeypatch.setenv("LANG", "fr_FR.UTF-8")
+    with pytest.raises(SystemExit):
+        main(["run", "--no-such-option"])
+    assert not looked_for and "LANGUAGE" not in os.environ
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -10,7 +10,7 @@ from sources import CHECKOUT, Source, functions, package_sources, public_definit
 
 MAY_PRINT = {
     *(f"hpcinfer/{name}.py" for name in ("__main__", "run", "convert", "evaluate", "merge", "status", "inspect",
-                                         "doctor", "supervise")),
+                                         "doctor", "calibrate", "supervise", "study")),
     "comm/world.py",  # the last words of a rank, before it ends all
     "hpcinfer/report/progress.py",  # lines instead of the bar when there is no terminal
 }

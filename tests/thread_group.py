@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,31 @@ class Coming:
 
     def __init__(self, mail: "Queue[bytes]", buffer: Any) -> None:
         self._mail, self._flat = mail, np.asarray(buffer).reshape(-1)
+        self._is_done = False
 
     def test(self) -> bool:
-        """Wait for it."""
-        if self._mail is not None:
-            self._flat[:] = np.frombuffer(self._mail.get(timeout=_LIMIT_S), self._flat.dtype)
-            self._mail = None  # type: ignore[assignment]
-        return True
+        """Take it, if it is there."""
+        return self._take(block=False)
 
     def wait(self) -> None:
         """Wait for it."""
-        self.test()
+        self._take(block=True)
 
     def cancel(self) -> None:
         """Let it not come."""
-        self._mail = None  # type: ignore[assignment]
+        self._is_done = True
+
+    def _take(self, *, block: bool) -> bool:
+        if not self._is_done:
+            try:
+                found = np.frombuffer(self._mail.get(block, _LIMIT_S), self._flat.dtype)
+            except Empty:
+                if block:
+                    raise
+                return False
+            self._flat[: len(found)] = found
+            self._is_done = True
+        return True
 
 
 class _Shared:
@@ -115,6 +125,13 @@ class ThreadGroup:
     def gather(self, send: Any, receive: Any, counts: Sequence[int], root: int = 0) -> None:
         """The same, on root only."""
         self.all_gather(send, receive if self.rank == root else np.empty(sum(counts), np.float32), counts)
+
+    def failed(self) -> frozenset[int]:
+        """Threads do not die."""
+        return frozenset()
+
+    def probe_bytes(self, tag: int) -> None:
+        """Nothing has come: these are for messages whose sender is known."""
 
     def split(self, color: int, key: int) -> "ThreadGroup":
         """Make the group of ranks with the same colour, ordered by key."""

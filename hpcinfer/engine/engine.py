@@ -2,7 +2,8 @@
 
     record (results of micro-batch k - pp, new requests) → commit → schedule → forward → sample
 
-With pp stages, pp micro-batches are in flight: stage s computes micro-batch k while stage s + 1 computes k - 1.
+With pp stages, pp micro-batches are in flight: stage s computes micro-batch k while stage s + 1 computes k - 1. More of
+them (`--micro-batches`) keep stages busy while hidden states travel; the record then holds the results of an older one.
 """
 
 from collections import deque
@@ -23,7 +24,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, runner: Runner, metrics: Metrics, *, debug_lockstep: bool = False) -> None:
         self._scheduler, self._runner, self._metrics = scheduler, runner, metrics
         self._pipeline = runner.pipeline
-        self._in_flight: deque[Batch | None] = deque([None] * self._pipeline.place.pp)
+        self._in_flight: deque[Batch | None] = deque([None] * scheduler.limits.num_micro_batches)
         self._debug_lockstep = debug_lockstep
         self._step = 0
         self.num_records = 0  # that were applied
@@ -49,13 +50,19 @@ class Engine:
                 self._runner.forward(batch)
             self._step += 1
             if record.token_ids:
-                self._metrics.timeline.step(len(record.token_ids))
+                self._note_step(record, batch)
             else:
                 self._metrics.timeline.pause()
             if each_step is not None:
                 each_step()
         self.is_stopped = record.num_tokens == 0
         self._pipeline.flush()
+
+    def _note_step(self, record: StepRecord, batch: Batch | None) -> None:
+        num_given = len(record.token_ids) - record.token_ids.count(NO_TOKEN)
+        sequences, tokens = (len(batch.works), batch.num_tokens) if batch is not None else (0, 0)
+        blocks = self._scheduler.blocks
+        self._metrics.timeline.step(num_given, sequences, tokens, blocks.num_blocks - blocks.num_free)
 
     def _exchange(self, leader: Leader | None) -> StepRecord:
         digest = self._scheduler.digest() if self._debug_lockstep else bytes(8)

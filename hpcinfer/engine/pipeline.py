@@ -1,13 +1,15 @@
 """Who sends what to whom inside a replica: hidden states down the stages, results to the leader, records to all.
 
-Ranks of a replica are numbered stage by stage, tp innermost; rank 0 is the leader. Sends never block.
+Ranks of a replica are numbered stage by stage, tp innermost; rank 0 is the leader. Sends never block, and hidden states
+of the next micro-batch come while this one is computed, as far as `turn` lets the MPI work meanwhile.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcinfer.comm.outbox import Outbox
-from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.protocol import Collectives, Pending
 from hpcinfer.kernels.protocol import Array
 
 _TAG_HIDDEN, _TAG_RESULTS, _TAG_RECORD = 11, 12, 13
@@ -44,20 +46,40 @@ class Place:
 
 
 class Pipeline:
-    """The messages of one replica."""
+    """The messages of one replica.
 
-    def __init__(self, replica: Collectives, place: Place) -> None:
-        self.replica, self.place = replica, place
+    Args:
+        replica: its ranks.
+        place: of this one.
+        allocate: makes room for the hidden states of the largest micro-batch, [T, D].
+    """
+
+    def __init__(self, replica: Collectives, place: Place, allocate: Callable[[], Array]) -> None:
+        self.replica, self.place, self._allocate = replica, place, allocate
         self._sent = Outbox()
         self._own_results: deque[bytes] = deque()
+        self._coming: tuple[Array, Pending] | None = None  # of the next micro-batch
 
-    def receive_hidden(self, buffer: Array) -> None:
-        """Take hidden states from the same tp rank of the stage before."""
-        self.replica.receive(buffer, self.replica.rank - self.place.tp, _TAG_HIDDEN)
+    def receive_hidden(self, num_tokens: int) -> Array:
+        """Take hidden states [num_tokens, D] from the same tp rank of the stage before."""
+        room, pending = self._coming or self._let_come()
+        self.replica.wait_all([pending])
+        self._coming = self._let_come()
+        return room[:num_tokens]
 
     def send_hidden(self, hidden: Array) -> None:
         """Start sending hidden states to the same tp rank of the next stage."""
         self._sent.keep(self.replica.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
+
+    def turn(self) -> None:
+        """Let messages move on: an MPI without threads of its own works only while it is called. Not collective."""
+        self._sent.turn()
+        if self._coming is not None:
+            self._coming[1].test()
+
+    def _let_come(self) -> tuple[Array, Pending]:
+        room = self._allocate()
+        return room, self.replica.start_receive(room, self.replica.rank - self.place.tp, _TAG_HIDDEN)
 
     def send_results(self, data: bytes) -> None:
         """Start sending what was sampled to the leader."""
@@ -82,5 +104,8 @@ class Pipeline:
         return self.replica.receive_bytes(0, _TAG_RECORD)
 
     def flush(self) -> None:
-        """Wait until all that was sent has left."""
+        """Wait until all that was sent has left; nothing more comes."""
         self._sent.flush()
+        if self._coming is not None:
+            self._coming[1].cancel()
+            self._coming = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import psutil
 
 from hpcinfer.agree import on_all, settle
 from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.config import EngineOptions, ModelConfig
 from hpcinfer.engine.block_manager import BlockManager
@@ -23,7 +25,8 @@ from hpcinfer.errors import ConfigError, RankFailedError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.decoder import CacheShape, Stage, allocate_cache
 from hpcinfer.model.shard import ShardPlan, kv_bytes_per_token, shard_plan
-from hpcinfer.model.weights_of import LoadOptions, WeightSource, load_stage
+from hpcinfer.model.weights_of import LoadOptions, StageWeights, WeightSource, load_stage
+from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.report.metrics import Metrics
 from hpcinfer.units import format_bytes, parse_bytes
@@ -45,6 +48,7 @@ class ReplicaOptions:
     max_model_len: int  # tokens
     seed: int
     cache_dtype: str = "float32"  # of the KV cache
+    selector: Selector = field(default_factory=Selector)  # of forms of sums, the same on all ranks
     metrics: Metrics = field(default_factory=Metrics)  # of this rank, whatever replicas it is built into
 
 
@@ -73,6 +77,8 @@ def check_engine_options(options: EngineOptions) -> None:
     for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}", expected="at least 1")
+    if options.micro_batches is not None and options.micro_batches < 1:
+        raise ConfigError(f"--micro-batches {options.micro_batches}", expected="at least 1")
     if options.kv_cache_memory is not None:
         parse_bytes(options.kv_cache_memory)
 
@@ -104,9 +110,10 @@ def resolve_cache_dtype(wanted: str, dtype: str) -> str:
 
 
 def build_replica(
-    replica: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions
-) -> Replica:
-    """Load this rank's weights and build its part of the loop.
+    replica: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions,
+    load: Callable[[ShardPlan, LoadOptions], StageWeights] | None = None,
+) -> Replica:  # fmt: skip
+    """Load this rank's weights, or let them come, and build its part of the loop.
 
     Collective over the replica; fails on all of its ranks or on none.
 
@@ -116,29 +123,32 @@ def build_replica(
         store: where weights are read.
         kernels: which compute.
         options: all else.
+        load: gives the weights, which may arrive while they are used; None reads all of them in the store now.
 
     Raises:
-        StoreError: a damaged store.
+        StoreError: a damaged store; of weights that arrive, when they are used.
         ConfigError: too little memory for one sequence of max_model_len, or none where the KV cache was to be.
     """
     coord, config, metrics = mesh.coord(replica.rank), store.config, options.metrics
     tp_group = replica.split(coord.pp, replica.rank)
     plan = shard_plan(config, store.grains, mesh, coord)
     loading = LoadOptions(options.dtype, options.max_model_len)
-    weights = on_all(replica, lambda: load_stage(store, kernels, plan, loading))
+    weights = on_all(replica, lambda: load(plan, loading) if load else load_stage(store, kernels, plan, loading))
     head_bytes = kernels.kv_bytes(config.head_size, options.cache_dtype)
     block_bytes = kv_bytes_per_token(config, plan, head_bytes) * options.engine.block_size
-    mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options))
+    mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options, weights.bytes_to_come))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(replica, lambda: _check_blocks(num_blocks, block_bytes, options))
     shape = CacheShape(num_blocks, options.engine.block_size, options.cache_dtype)
     cache = on_all(replica, lambda: _make_cache(kernels, config, plan, shape, num_blocks * block_bytes))
-    reducer = TreeReducer(tp_group, store.grains, kernels.empty)
+    hidden_shape = (options.engine.max_num_batched_tokens, config.hidden_size)
+    room_bytes = 4 * math.prod(hidden_shape) * max(len(subtrees(run)) for run in grain_runs(store.grains, mesh.tp))
+    reducer = TreeReducer(tp_group, store.grains, kernels.empty, options.selector, room_bytes)
     stage = Stage(config, plan, weights, kernels, reducer, cache=cache)
     sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
-    pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp))
-    runner = Runner(stage, sampler, pipeline, kernels, config.hidden_size, config.eos_token_ids, metrics)
-    limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, mesh.pp)
+    pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp), lambda: kernels.empty(hidden_shape))
+    runner = Runner(stage, sampler, pipeline, config.eos_token_ids, metrics)
+    limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, _micro_batches(options, mesh))
     blocks = BlockManager(num_blocks, options.engine.block_size, reuse=options.engine.prefix_reuse)
     scheduler = Scheduler(limits, blocks, metrics)
     engine = Engine(scheduler, runner, metrics, debug_lockstep=options.engine.debug_lockstep)
@@ -179,13 +189,18 @@ def needed_bytes(store: WeightSource, mesh: Mesh, options: ReplicaOptions) -> in
     return 4 * (weights + cache) // mesh.replica_size
 
 
-def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> int:
-    """Blocks that this rank can hold. Not collective."""
-    engine = options.engine
+def _micro_batches(options: ReplicaOptions, mesh: Mesh) -> int:
+    """Batches in flight."""
+    return options.engine.micro_batches or mesh.pp
+
+
+def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions, weights_bytes: int) -> int:
+    """Blocks that this rank can hold when so many bytes of weights are still to come. Not collective."""
+    free, engine = max(0, _free_memory() - weights_bytes), options.engine
     per_sequence = -(-options.max_model_len // engine.block_size)
-    useful = per_sequence * engine.max_num_seqs * mesh.pp
+    useful = per_sequence * engine.max_num_seqs * _micro_batches(options, mesh)
     if engine.kv_cache_memory is not None:
-        wanted, free = parse_bytes(engine.kv_cache_memory), _free_memory()
+        wanted = parse_bytes(engine.kv_cache_memory)
         if wanted > free:
             raise ConfigError(
                 f"--kv-cache-memory {engine.kv_cache_memory}, of {format_bytes(free)} free per rank",
@@ -194,7 +209,7 @@ def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions) -> i
             )
         return wanted // max(1, block_bytes)
     if block_bytes:
-        return min(useful, int(_FREE_SHARE * _free_memory()) // block_bytes)
+        return min(useful, int(_FREE_SHARE * free) // block_bytes)
     return useful
 
 

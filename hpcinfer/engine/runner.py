@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hpcinfer.engine.batch import Batch
 from hpcinfer.engine.pipeline import Pipeline
 from hpcinfer.engine.sampler import Sampler, encode_results
-from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.decoder import Stage
 from hpcinfer.report.metrics import Metrics
 
@@ -17,8 +16,6 @@ class Runner:
     stage: Stage
     sampler: Sampler
     pipeline: Pipeline
-    kernels: Kernels
-    hidden_size: int
     eos_ids: tuple[int, ...]
     metrics: Metrics
 
@@ -31,10 +28,9 @@ class Runner:
         place = self.pipeline.place
         if not place.is_first:
             with self.metrics.phase("pipeline"):
-                hidden = self.kernels.empty((batch.num_tokens, self.hidden_size))
-                self.pipeline.receive_hidden(hidden)
+                hidden = self.pipeline.receive_hidden(batch.num_tokens)
         with self.metrics.phase("forward"):
-            result = self.stage.forward(batch.step, hidden)
+            result = self.stage.forward(batch.step, hidden, self.pipeline.turn)
         if not place.is_last:
             with self.metrics.phase("pipeline"):
                 self.pipeline.send_hidden(result)

@@ -4,7 +4,8 @@ Shape letters: T tokens in the batch, D hidden size, G grains of this rank, U pa
 logits are asked for.
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from hpcinfer.config import ModelConfig
 from hpcinfer.kernels.protocol import Array, Kernels, StepInput
 from hpcinfer.model.shard import ShardPlan, kv_heads, vocab_ranges
 from hpcinfer.model.weights_of import StageWeights
+
+if TYPE_CHECKING:
+    from hpcinfer.comm.tree import Traffic
 
 
 class Reducer(Protocol):
@@ -21,8 +25,15 @@ class Reducer(Protocol):
     def spans(self) -> list[tuple[int, int]]:
         """Nodes of the tree that this rank holds whole, as runs of its local grains."""
 
+    def room(self, shape: tuple[int, ...]) -> Array | None:
+        """Memory for the next values to be reduced, if it saves a copy that they stand there."""
+
     def reduce(self, nodes: list[Array]) -> Array:
         """Sum over all grains, from a value per node of `spans`. Collective over tp."""
+
+    @property
+    def traffic(self) -> "Traffic":
+        """What was reduced so far."""
 
 
 class CacheShape(NamedTuple):
@@ -57,10 +68,12 @@ class Stage:
         *, cache: list[Any],
     ) -> None:  # fmt: skip
         self.config, self.plan, self.weights, self.cache = config, plan, weights, cache
-        self._kernels, self._reducer = kernels, reducer
+        self._kernels, self.reducer = kernels, reducer
         self._vocab = vocab_ranges(config, plan)
 
-    def forward(self, step: StepInput, hidden: Array | None = None) -> Array:
+    def forward(
+        self, step: StepInput, hidden: Array | None = None, each_layer: Callable[[], None] | None = None
+    ) -> Array:
         """Run one batch through the stage.
 
         Collective over tp.
@@ -68,22 +81,28 @@ class Stage:
         Args:
             step: the batch, the same on every rank of the replica.
             hidden: [T, D] of the stage before, which may be overwritten; None on the first.
+            each_layer: called after each layer.
 
         Returns:
             Hidden [T, D] for the next stage; on the last, logits of the rows asked for: float32 numpy [R, G, U],
             contiguous, where columns beyond the true size of a grain mean nothing.
         """
-        kernels, reducer, spans = self._kernels, self._reducer, self._reducer.spans
+        kernels, reducer, spans = self._kernels, self.reducer, self.reducer.spans
+        nodes_shape = len(spans), len(step.positions), self.config.hidden_size
         x = self._embed(step) if self.plan.is_first else hidden
         for layer, cache in zip(self.weights.layers, self.cache, strict=True):
-            attended = reducer.reduce(kernels.attention(x, layer.attention, step, cache, spans))
+            room = reducer.room(nodes_shape)
+            attended = reducer.reduce(kernels.attention(x, layer.attention, step, cache, spans, room))
             x = kernels.add_residual(x, attended, layer.o_bias)
-            x = kernels.add_residual(x, reducer.reduce(kernels.mlp(x, layer.mlp, spans)), layer.down_bias)
+            room = reducer.room(nodes_shape)
+            x = kernels.add_residual(x, reducer.reduce(kernels.mlp(x, layer.mlp, spans, room)), layer.down_bias)
+            if each_layer is not None:
+                each_layer()
         return kernels.logits(x, step.logit_tokens, self.weights.head) if self.plan.is_last else x
 
     def _embed(self, step: StepInput) -> Array:
         starts, sizes = tuple(ids.start for ids in self._vocab), tuple(map(len, self._vocab))
         rows = self._kernels.embed(self.weights.embed, starts, sizes, step.token_ids)
         # A row is whole in one grain and zero in all others: which of our nodes carries it changes no bit.
-        zeros = [self._kernels.device(np.zeros(rows.shape, np.float32)) for _ in self._reducer.spans[1:]]
-        return self._reducer.reduce([rows, *zeros])
+        zeros = [self._kernels.device(np.zeros(rows.shape, np.float32)) for _ in self.reducer.spans[1:]]
+        return self.reducer.reduce([rows, *zeros])

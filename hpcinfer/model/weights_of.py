@@ -37,13 +37,34 @@ class LayerWeights(NamedTuple):
     down_bias: Array | None
 
 
-@dataclass(frozen=True)
-class StageWeights:
+class StageWeights(Protocol):
     """What one rank holds of a model."""
 
-    embed: Any | None  # of Kernels.prepare_table; first stage
+    @property
+    def embed(self) -> Any | None:
+        """Of Kernels.prepare_table; first stage."""
+
+    @property
+    def layers(self) -> Sequence[LayerWeights]:
+        """Those of the stage."""
+
+    @property
+    def head(self) -> Any | None:
+        """Of Kernels.prepare_head; last stage."""
+
+    @property
+    def bytes_to_come(self) -> int:
+        """Memory that will be taken by what is not there yet, about."""
+
+
+@dataclass(frozen=True)
+class LoadedStage:
+    """`StageWeights` that are all there."""
+
+    embed: Any | None
     layers: tuple[LayerWeights, ...]
-    head: Any | None  # of Kernels.prepare_head; last stage
+    head: Any | None
+    bytes_to_come: int = 0
 
 
 class LoadOptions(NamedTuple):
@@ -53,8 +74,8 @@ class LoadOptions(NamedTuple):
     max_len: int = 1  # positions that may occur
 
 
-def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: LoadOptions) -> StageWeights:
-    """Read the weights of one rank, file by file; a thread reads while this one prepares.
+def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: LoadOptions) -> LoadedStage:
+    """Read the weights of one rank and prepare them.
 
     Not collective.
 
@@ -67,14 +88,31 @@ def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: 
     Raises:
         StoreError: a damaged store.
     """
+    embed, *layers, head = load_parts(store, kernels, plan, options)
+    return LoadedStage(embed, tuple(layers), head)
+
+
+def load_parts(
+    store: WeightSource, kernels: Kernels, plan: ShardPlan, options: LoadOptions
+) -> Generator[Any, None, None]:
+    """Read and prepare the weights of one rank in the order in which they are used; a thread reads ahead.
+
+    Not collective. See `load_stage`.
+
+    Yields:
+        The embedding, the layers, the head, as in `StageWeights`.
+    """
     config, reader = store.config, _Reader(store, plan, options.dtype)
     rope = kernels.rope_table(options.max_len, config.head_size, config.rope_theta, config.rope_scaling)
     halves = [(half, layer) for layer in plan.layers for half in (reader.attention, reader.mlp)]
-    reads: list[Callable[[], Any]] = [reader.outer, *(partial(half, layer) for half, layer in halves)]
+    reads: list[Callable[[], Any]] = [reader.table, *(partial(half, layer) for half, layer in halves), reader.head]
     with closing(_in_advance(reads)) as found:
-        embed, head = _prepare_outer(next(found), config, kernels, plan)
-        layers = tuple(_prepare_layer(found, config, kernels, plan, layer, rope) for layer in plan.layers)
-    return StageWeights(embed, layers, head)
+        table = next(found)
+        yield kernels.prepare_table(table) if plan.is_first else None
+        for layer in plan.layers:
+            yield _prepare_layer(found, config, kernels, plan, layer, rope)
+        head = next(found)
+        yield kernels.prepare_head(head.norm, head.table or table, config.rms_norm_eps) if head is not None else None
 
 
 def _in_advance(reads: Sequence[Callable[[], Any]]) -> Generator[Any, None, None]:
@@ -88,12 +126,11 @@ def _in_advance(reads: Sequence[Callable[[], Any]]) -> Generator[Any, None, None
         yield coming.result()
 
 
-class _Outer(NamedTuple):
-    """What is outside of the layers, as read."""
+class _Head(NamedTuple):
+    """What comes after the layers, as read."""
 
-    table: Weight | None
-    norm: np.ndarray | None  # last stage
-    head: Weight | None  # last stage
+    norm: np.ndarray
+    table: Weight | None  # of its own; None if it is the embedding's
 
 
 class _Half(NamedTuple):
@@ -101,14 +138,6 @@ class _Half(NamedTuple):
 
     weights: Any  # AttentionWeights or MlpWeights
     bias: np.ndarray | None
-
-
-def _prepare_outer(outer: _Outer, config: ModelConfig, kernels: Kernels, plan: ShardPlan) -> tuple[Any, Any]:
-    """The vocabulary table of the first stage, and the head of the last one."""
-    embed = kernels.prepare_table(outer.table) if plan.is_first and outer.table is not None else None
-    if outer.head is None or outer.norm is None:
-        return embed, None
-    return embed, kernels.prepare_head(outer.norm, outer.head, config.rms_norm_eps)
 
 
 def _prepare_layer(
@@ -134,13 +163,17 @@ class _Reader:
     plan: ShardPlan
     dtype: str
 
-    def outer(self) -> _Outer:
-        """What is outside of the layers."""
-        plan, is_tied = self.plan, self.store.config.tie_word_embeddings
-        table = self.weight("embed_tokens", plan.run) if plan.is_first or (plan.is_last and is_tied) else None
-        if not plan.is_last:
-            return _Outer(table, None, None)
-        return _Outer(table, self.whole("norm"), table if is_tied else self.weight("lm_head", plan.run))
+    def table(self) -> Weight | None:
+        """The embedding, which may be the head of the last stage too."""
+        is_needed = self.plan.is_first or (self.plan.is_last and self.store.config.tie_word_embeddings)
+        return self.weight("embed_tokens", self.plan.run) if is_needed else None
+
+    def head(self) -> _Head | None:
+        """What the last stage needs besides layers."""
+        if not self.plan.is_last:
+            return None
+        is_tied = self.store.config.tie_word_embeddings
+        return _Head(self.whole("norm"), None if is_tied else self.weight("lm_head", self.plan.run))
 
     def attention(self, layer: int) -> _Half:
         """The attention half of a layer."""

@@ -5,10 +5,12 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from hpcinfer.errors import JobDirectoryError, StorageError
+from hpcinfer.recovery.digests import BlockDigests
 from hpcinfer.recovery.durable import naming, write_all
 from hpcinfer.recovery.layout import JobPaths
 from hpcinfer.recovery.patience import GONE, patiently, read_all
@@ -25,35 +27,47 @@ _GAP_BYTES = 64 << 10  # reading over so many bytes costs less than another requ
 Damaged = dict[str, list[int]]  # offsets of damaged lines, by part
 
 
-def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> None:
+class _Copied(NamedTuple):
+    """What came of it."""
+
+    damaged: Damaged
+    digests: BlockDigests
+
+
+def copy_lines(paths: JobPaths, winners: Winners, target: Path, offset: int) -> BlockDigests:
     """Write the lines of a range of rows, one after the other, at `offset` of an existing file; durable on return.
 
     Not collective.
+
+    Returns:
+        Hashes of what was written.
 
     Raises:
         JobDirectoryError: lines whose checksums are wrong. They count no more, so that the next start computes their
             rows again.
     """
-    damaged = patiently(lambda: _copy(paths, winners, target, offset), target, errors=GONE)
-    if damaged:
-        raise _give_up(paths, damaged)
+    copied = patiently(lambda: _copy(paths, winners, target, offset), target, errors=GONE)
+    if copied.damaged:
+        raise _give_up(paths, copied.damaged)
+    return copied.digests
 
 
-def _copy(paths: JobPaths, winners: Winners, target: Path, offset: int) -> Damaged:
+def _copy(paths: JobPaths, winners: Winners, target: Path, offset: int) -> _Copied:
     """Write all lines and sync them; after a failure only writing all of them again makes them safe."""
-    damaged: Damaged = {}
+    damaged, digests = Damaged(), BlockDigests(offset)
     descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
     try:
         for rows in _chunks(winners.entries["length"]):
             data = _gather(paths, winners, rows, damaged)
             with naming(target):
                 write_all(descriptor, data, offset)
+            digests.update(data)
             offset += len(data)
         with naming(target):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return damaged
+    return _Copied(damaged, digests)
 
 
 def _chunks(lengths: np.ndarray) -> Iterator[slice]:

@@ -37,6 +37,7 @@ class RowCounts:
     output_tokens: int = 0  # without those of an earlier start
     resumed_tokens: int = 0  # output tokens that rows had when they were opened
     kept: int = 0  # sequences that were stopped, and will go on where they are
+    input_bytes: int = 0  # of the rows that were read
 
 
 class _Open(NamedTuple):
@@ -166,6 +167,7 @@ class Feeder:
 
     def _open_row(self, ready: Row) -> Request | None:
         row, deal, content, resumed = ready
+        self.counts.input_bytes += self._source.index.span(row).length
         if self._witness.is_poison(row):
             content = self._source.refuse(row, poison_error())
         if isinstance(content, Refused):

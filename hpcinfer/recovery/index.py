@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from hpcinfer.agree import on_all, on_root
@@ -36,20 +36,16 @@ class Span(NamedTuple):
 class Index:
     """A read-only view of an index file; only what is asked for is read."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+        """Take another rank's word for what the file holds.
+
+        Args:
+            path: of the file.
+            plan: of an index that was opened.
+        """
+        self.path, self.plan, self.input_bytes = path, plan, int(plan["input_bytes"])
         file = PatientFile(path)
-        try:
-            with h5py.File(path, "r", locking=False) as tree:
-                version, self.input_bytes = int(tree.attrs["format_version"]), int(tree.attrs["input_bytes"])
-                columns = {name: _Column(file, tree[name]) for name in _DATASETS}
-        except (OSError, KeyError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in AWAY:
-                raise
-            raise JobDirectoryError(f"the index cannot be read: {error}", where=str(path),
-                                    hint="delete it: the next start builds it again") from error
-        if version != FORMAT_VERSION:
-            raise JobDirectoryError(f"index of version {version}", expected=str(FORMAT_VERSION), where=str(path))
+        columns = {name: _Column(file, *place) for name, place in plan["columns"].items()}
         self._offsets, self._lengths, self._hashes = (columns[name] for name in _STORED)
         self._order, self._block_starts = columns["order"], columns["block_starts"]
 
@@ -60,7 +56,7 @@ class Index:
         Raises:
             JobDirectoryError: not there, or damaged.
         """
-        return patiently(lambda: Index(path), path)
+        return patiently(lambda: Index(path, _read_plan(path)), path)
 
     @property
     def num_rows(self) -> int:
@@ -96,9 +92,8 @@ class Index:
 class _Column:
     """An array of the file, read by position: a mapping would kill the process when the file system is away."""
 
-    def __init__(self, file: PatientFile, dataset: h5py.Dataset) -> None:
-        self._file, self._start = file, dataset.id.get_offset()
-        self._dtype, self.size = dataset.dtype, len(dataset)
+    def __init__(self, file: PatientFile, start: int, dtype: str, size: int) -> None:
+        self._file, self._start, self._dtype, self.size = file, start, np.dtype(dtype), size
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read some consecutive values."""
@@ -109,6 +104,24 @@ class _Column:
     def item(self, position: int) -> int:
         """Read one value."""
         return int(self.read(position, position + 1)[0])
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Ask HDF5 where the columns are, as JSON values."""
+    import h5py  # some sixty files: only a rank that asks HDF5 something imports it
+
+    try:
+        with h5py.File(path, "r", locking=False) as tree:
+            version, input_bytes = int(tree.attrs["format_version"]), int(tree.attrs["input_bytes"])
+            columns = {name: [tree[name].id.get_offset(), tree[name].dtype.str, len(tree[name])] for name in _DATASETS}
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in AWAY:
+            raise
+        raise JobDirectoryError(f"the index cannot be read: {error}", where=str(path),
+                                hint="delete it: the next start builds it again") from error
+    if version != FORMAT_VERSION:
+        raise JobDirectoryError(f"index of version {version}", expected=str(FORMAT_VERSION), where=str(path))
+    return {"input_bytes": input_bytes, "columns": columns}
 
 
 def build_index(paths: JobPaths, input_file: Path, kind: str, group: Collectives) -> Index:
@@ -123,10 +136,11 @@ def build_index(paths: JobPaths, input_file: Path, kind: str, group: Collectives
     Raises:
         ConfigError: an input without rows, or another one than the index was built from.
     """
-    input_bytes = on_all(group, lambda: input_file.stat().st_size)
+    input_bytes = int(on_root(group, lambda: str(input_file.stat().st_size).encode()))
     if on_root(group, lambda: b"1" if paths.index.exists() else b"") == b"":
         _build(paths, input_file, kind, input_bytes, group)
-    index = on_all(group, lambda: Index.open(paths.index))
+    plan = json.loads(on_root(group, lambda: json.dumps(Index.open(paths.index).plan).encode()))
+    index = Index(paths.index, plan)
     on_all(group, lambda: _check_input(index, input_bytes, input_file))
     return index
 
@@ -163,6 +177,8 @@ def _check_rows(num_rows: int, input_file: Path) -> None:
 
 def _write(paths: JobPaths, columns: RowScan, input_bytes: int) -> None:
     """Write a new index and publish it."""
+    import h5py
+
     remove_abandoned(paths.index)
     temporary = temporary_path(paths.index)
     try:

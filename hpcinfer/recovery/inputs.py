@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from hpcinfer.agree import on_all, on_root
 from hpcinfer.errors import ConfigError
 from hpcinfer.partition.split import split
+from hpcinfer.recovery.digests import BLOCK_BYTES
 from hpcinfer.recovery.durable import create, publish, remove_abandoned, temporary_path
 from hpcinfer.recovery.layout import JobPaths
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
 
-_BLOCK_BYTES = 16 << 20  # hashed one by one; part of the digest's definition
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -41,7 +41,7 @@ def inspect_input(path: Path, group: Collectives) -> InputFile:
         ConfigError: no such file, or an empty one.
     """
     size_bytes, is_gzip = map(int, on_root(group, lambda: _look(path)).split())
-    blocks = split(-(-size_bytes // _BLOCK_BYTES), group.size)[group.rank]
+    blocks = split(-(-size_bytes // BLOCK_BYTES), group.size)[group.rank]
     digests = group.all_gather_bytes(on_all(group, lambda: _block_digests(path, blocks)))
     return InputFile(path, size_bytes, hashlib.sha256(b"".join(digests)).hexdigest(), bool(is_gzip))
 
@@ -69,11 +69,13 @@ def _look(path: Path) -> bytes:
 
 
 def _block_digests(path: Path, blocks: range) -> bytes:
+    if not blocks:
+        return b""
     digests = []
     with path.open("rb") as file:
-        file.seek(blocks.start * _BLOCK_BYTES)
+        file.seek(blocks.start * BLOCK_BYTES)
         for _ in blocks:
-            digests.append(hashlib.sha256(file.read(_BLOCK_BYTES)).digest())
+            digests.append(hashlib.sha256(file.read(BLOCK_BYTES)).digest())
     return b"".join(digests)
 
 

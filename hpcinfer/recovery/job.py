@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcinfer.agree import on_all, on_root
+from hpcinfer.agree import on_root
 from hpcinfer.config import JobOptions
 from hpcinfer.data.rows import input_kind
 from hpcinfer.errors import ConfigError
@@ -75,7 +75,7 @@ def find_input(options: JobOptions, group: Collectives) -> InputFile:
         ConfigError: no input, or an output that is there without a job directory.
     """
     paths = JobPaths(Path(options.output))
-    on_all(group, lambda: _check_output(paths))
+    on_root(group, lambda: _check_output(paths))
     return inspect_input(Path(options.input), group)
 
 
@@ -119,7 +119,7 @@ def _kind(source: InputFile, wanted: str) -> str:
         raise ConfigError(f"cannot read the input: {error}", where=str(source.path)) from error
 
 
-def _check_output(paths: JobPaths) -> None:
+def _check_output(paths: JobPaths) -> bytes:
     paths.require_parent()
     if paths.output.is_dir():
         raise ConfigError(f"--output {paths.output} is a directory", expected="the path of a file")
@@ -129,3 +129,4 @@ def _check_output(paths: JobPaths) -> None:
             expected="a new file, or the output of a job that can be resumed",
             hint="give another --output, or move the file away",
         )
+    return b""

@@ -15,6 +15,7 @@ from hpcinfer.errors import JobDirectoryError
 from hpcinfer.partition.split import split
 from hpcinfer.recovery.attempts import current_attempt
 from hpcinfer.recovery.copying import copy_lines
+from hpcinfer.recovery.digests import digest_of
 from hpcinfer.recovery.durable import create, naming, remove_abandoned, rename, replace_bytes, temporary_path
 from hpcinfer.recovery.index import Index
 from hpcinfer.recovery.layout import JobPaths
@@ -44,6 +45,7 @@ class MergeReport(NamedTuple):
     num_conflicts: int  # rows computed twice, with other bytes: the job must end with code 1
     num_unfinished: int  # rows that need work in this attempt, those without a line included
     attempt: int
+    digest: str = ""  # of the output: SHA-256 over the SHA-256 of each 16 MiB; "" if none was written
 
 
 def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = False,
@@ -69,7 +71,9 @@ def merge(paths: JobPaths, output: Path, group: Collectives, *, partial: bool = 
     target = Path(os.path.realpath(output))  # of a link the file that it names, which may lie elsewhere
     temporary = Path(os.fsdecode(on_root(group, lambda: _create(target, report.size_bytes))))
     try:
-        on_all(group, lambda: copy_lines(paths, winners, temporary, offset))
+        digests = on_all(group, lambda: copy_lines(paths, winners, temporary, offset))
+        own = digests.finish(report.size_bytes)
+        report = report._replace(digest=digest_of(temporary, report.size_bytes, own, group))
         on_root(group, lambda: _finish(temporary, target))
         if output == paths.output and report.num_unfinished == 0:
             on_root(group, lambda: _complete(paths, report))
@@ -130,7 +134,7 @@ def _add_up(winners: Winners, num_rows: int, group: Collectives) -> tuple[MergeR
     found = [json.loads(item) for item in group.all_gather_bytes(json.dumps(own).encode())]
     totals = [sum(column) for column in zip(*found, strict=True)]
     offset = sum(item[2] for item in found[:group.rank])
-    return MergeReport._make((num_rows, *totals, winners.attempt)), offset
+    return MergeReport._make((num_rows, *totals, winners.attempt, "")), offset
 
 
 def _require_all(report: MergeReport, paths: JobPaths) -> None:

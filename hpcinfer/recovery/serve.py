@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpcinfer.comm.tolerant import TolerantGroup
-from hpcinfer.data.prepare import Preparer
+from hpcinfer.data.prepare import Preparation, Preparer
 from hpcinfer.engine.replica import Replica, ReplicaOptions, build_replica
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.weights_of import WeightSource
@@ -17,8 +18,10 @@ from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.election import Election
 from hpcinfer.recovery.feeder import RowCounts
 from hpcinfer.recovery.job import Job
+from hpcinfer.recovery.loading import JobLoading
 from hpcinfer.recovery.stopping import Stopper
 from hpcinfer.report.metrics import Metrics
+from hpcinfer.report.startup import STARTUP
 from hpcinfer.weights.reader import Store
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class Serving:
 
     name: str  # of this start of the job
     job: Job
-    preparer: Preparer
+    preparation: Preparation
     store: Store
     kernels: Kernels
     options: ReplicaOptions
@@ -40,44 +43,64 @@ class Serving:
     lease_timeout_s: float
     refill: str  # where weights come from after a death: auto, sister or store
     layout: Layout
+    loading: JobLoading  # the first one, as the layout says
     mail: Collectives  # all ranks, for the messages of dealing; a line where ranks may die
     election: Election
     stopper: Stopper
+
+    @property
+    def preparer(self) -> Preparer:
+        """What makes requests of rows, on a rank that leads."""
+        return self.preparation.preparer
 
     @property
     def limits(self) -> ModelLimits:
         """What the model sets to a mesh."""
         return ModelLimits(self.store.config.num_layers, self.store.grains)
 
+    def measured_by(self, metrics: Metrics) -> Serving:
+        """The same with other metrics of this rank. Not collective."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, metrics=metrics))
+
     def build_first(self, world: Collectives, line: MpiGroup | None) -> Replica | None:
-        """Load this rank's part as the layout says; None on a spare rank. Collective over the world."""
+        """Let this rank's part come as the layout says; None on a spare rank. Collective over the world."""
         places = [(i, r) for i, r in enumerate(self.layout.replicas) if world.rank in r.members]
         index, place = places[0] if places else (len(self.layout.replicas), None)
+        self.loading.begin(world, line)
         if line is None:
-            group: Collectives = world.split(index, world.rank)
+            key = world.rank if place is None else place.members.index(world.rank)
+            group: Collectives = world.split(index, key)
         elif place is not None:
             group = TolerantGroup(line, place.members, epoch=1)
-        return None if place is None else self.build(group, place.mesh)
+        if place is None:
+            return None
+        load = partial(self.loading.load, self.kernels, self.options.metrics)
+        return build_replica(group, place.mesh, self.store, self.kernels, self.options, load)
 
-    def build(self, group: Collectives, mesh: Mesh, source: WeightSource | None = None) -> Replica:
-        """Load this rank's part of a replica, from the store if nothing else is given. Collective over the replica."""
-        replica = build_replica(group, mesh, source or self.store, self.kernels, self.options)
+    def build(self, group: Collectives, mesh: Mesh, source: WeightSource) -> Replica:
+        """Load this rank's part of a replica again. Collective over the replica."""
+        self.loading.finish()
+        replica = build_replica(group, mesh, source, self.kernels, self.options)
         self.store.close()
         return replica
 
 
-def rank_report(place: dict[str, Any], kernels: Kernels, metrics: Metrics, counts: RowCounts) -> dict[str, Any]:
+def rank_report(place: dict[str, Any], serving: Serving, metrics: Metrics, counts: RowCounts) -> dict[str, Any]:
     """Collect what a rank measured, as JSON values. Not collective."""
     return {
         "host": socket.gethostname(),
         "place": place,
+        "startup": STARTUP.to_json(),
         "seconds": dict(metrics.seconds),
-        "kernels": kernels.phase_seconds(),
+        "kernels": serving.kernels.phase_seconds(),
         "counts": dict(metrics.counts),
         "peaks": metrics.peaks,
         "finish_reasons": dict(counts.finish_reasons),
         "errors": dict(counts.errors),
         "examples": counts.examples,
+        "loading": serving.loading.report(),
+        "bytes_read": {"store": serving.store.bytes_read, "stage": serving.store.bytes_from_stage,
+                       "input": counts.input_bytes},
         "rows": {"finished": counts.rows, "cut_by_default": counts.cut_by_default, "kept": counts.kept},
         "tokens": {"prompt": counts.prompt_tokens, "output": counts.output_tokens, "resumed": counts.resumed_tokens},
     }

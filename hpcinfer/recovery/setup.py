@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcinfer.agree import on_all, on_root, same_everywhere
+from hpcinfer.comm.form_table import load_selector
+from hpcinfer.comm.seating import describe_seats
+from hpcinfer.comm.selector import Selector
+from hpcinfer.comm.topology import Survey, survey
 from hpcinfer.comm.world import open_line
 from hpcinfer.config import RunOptions
-from hpcinfer.data.chat import ChatTemplate
-from hpcinfer.data.prepare import Preparer, check_defaults
+from hpcinfer.data.prepare import Preparation, check_defaults
 from hpcinfer.data.sampling_defaults import SamplingDefaults, read_generation_config, resolve_defaults
-from hpcinfer.data.tokenizer import Tokenizer
+from hpcinfer.data.tokenizer import TokenizerSource
+from hpcinfer.data.versions import find_libraries
 from hpcinfer.data.versions import profile as data_profile
 from hpcinfer.engine.placement import make_kernels
 from hpcinfer.engine.replica import (
@@ -30,16 +34,19 @@ from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.shard import shard_plan
 from hpcinfer.partition.layout import ModelLimits, layout_of
 from hpcinfer.partition.mesh import Mesh, resolve_mesh
+from hpcinfer.partition.placement import place_ranks
 from hpcinfer.recovery.election import Election
 from hpcinfer.recovery.inflight import start_name
 from hpcinfer.recovery.job import Job, check_job_options, find_input, open_job
 from hpcinfer.recovery.layout import JobPaths
+from hpcinfer.recovery.loading import JobLoading
 from hpcinfer.recovery.merging import MergeReport, read_complete
 from hpcinfer.recovery.serve import Serving
 from hpcinfer.recovery.stopping import Stopped, Stopper, agree_to_stop
 from hpcinfer.recovery.time_limit import agree_time_limit
 from hpcinfer.report.metrics import Metrics
-from hpcinfer.weights.locate import Located, ensure_store, locate_model, preview
+from hpcinfer.weights.locate import Preview, ensure_store, locate_model, preview
+from hpcinfer.weights.opening import open_store
 from hpcinfer.weights.reader import Store
 
 if TYPE_CHECKING:
@@ -62,8 +69,10 @@ class Setup:
     store: Store
     kernels: Kernels
     job: Job
-    preparer: Preparer
+    preparation: Preparation
     name: str  # of this MPI job, as no other one is called
+    places: Survey  # of its ranks
+    selector: Selector = Selector()  # of forms of sums
     stopped: Stopped | None = None  # before anything was loaded
     complete: MergeReport | None = None  # of the last merge, if nothing is left to do
 
@@ -75,14 +84,17 @@ def prepare(
 
     Collective over the world; fails everywhere or nowhere.
     """
-    mesh = on_all(world, lambda: _check(launched, options))
+    mesh = on_all(world, lambda: _check(launched, options, is_tolerant=world.is_tolerant))
     if world.size > 1:
         log.info(_TOLERANT if world.is_tolerant else _FRAGILE)
     same_everywhere(world, options.flat(), "the options")
     stopper.time_limit = agree_time_limit(options.job, world)
-    setup = _set_up(world, mesh, options, phases)
+    places = survey(world)  # before kernels bind this rank to CPUs
+    world.locations = places.locations
+    setup = _set_up(world, mesh, options, phases, places)
     stopped, complete = agree_to_stop(stopper, setup.job, world), _read_complete(world, setup.job)
-    setup = dataclasses.replace(setup, stopped=stopped, complete=complete)
+    selector = load_selector(world, options.engine.collectives)
+    setup = dataclasses.replace(setup, stopped=stopped, complete=complete, selector=selector)
     return mesh, setup, open_line(world)
 
 
@@ -90,39 +102,47 @@ def serving_of(
     mail: Collectives, mesh: Mesh, options: RunOptions, setup: Setup, stopper: Stopper
 ) -> Serving:
     """Say what is served, on which ranks. Not collective."""
-    dtype, max_model_len = resolve_dtype(options.model.dtype), setup.preparer.max_model_len
+    dtype, max_model_len = resolve_dtype(options.model.dtype), setup.preparation.max_model_len
     limits = ModelLimits(setup.store.config.num_layers, setup.store.grains)
-    layout = layout_of(mesh, mail.size, limits)
+    layout = layout_of(mesh, place_ranks(mesh, setup.places.locations), limits)
+    if setup.places.num_nodes > 1:
+        log.info("placement: %s", describe_seats(layout, setup.places))
     return Serving(
         name=setup.name,
         job=setup.job,
-        preparer=setup.preparer,
+        preparation=setup.preparation,
         store=setup.store,
         kernels=setup.kernels,
-        options=ReplicaOptions(options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options)),
+        options=ReplicaOptions(
+            options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options), setup.selector
+        ),
         model_name=f"hpcinfer-{setup.store.digest[:12]}",
         lease_timeout_s=options.job.lease_timeout,
         refill=options.job.refill,
         layout=layout,
+        loading=JobLoading(setup.store, layout),
         mail=mail,
         election=Election(setup.job.paths.claimants, setup.name, layout.replicas[0].members[0]),
         stopper=stopper,
     )
 
 
-def _set_up(world: Collectives, mesh: Mesh, options: RunOptions, phases: Metrics) -> Setup:
+def _set_up(
+    world: Collectives, mesh: Mesh, options: RunOptions, phases: Metrics, places: Survey
+) -> Setup:
     """Find the model and the input, open the job directory. Collective over the world; fails everywhere or nowhere."""
     with phases.phase("input"):
         source = find_input(options.job, world)
     with phases.phase("model"):
         fallback = JobPaths(Path(options.job.output)).root / "store"
         located = locate_model(options.model.model, options.model.cache_dir, world, fallback)
-        checked = on_all(world, lambda: _check_model(located, mesh, options))
+        found = None if located.source else open_store(Path(located.store), world, options.model.stage)
+        model = on_all(world, lambda: preview(located, found))
+        checked = on_all(world, lambda: _check_model(model, mesh, options, reads_tokenizer=world.rank == 0))
         kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
-        store_path = ensure_store(located, world)
-        store = on_all(world, lambda: Store.open(store_path))
+        store = found or open_store(ensure_store(located, world), world, options.model.stage)
     dtypes = {"dtype": resolve_dtype(options.model.dtype), "kv_cache": _cache_dtype(options)}
-    profile = {**kernels.profile(), **data_profile(), **dtypes}
+    profile = {**kernels.profile(), **data_profile(on_root(world, find_libraries)), **dtypes}
     same_everywhere(world, profile, "the numerics profiles")
     manifest = {
         "model": {"digest": store.digest, "max_model_len": checked.max_model_len},
@@ -132,13 +152,11 @@ def _set_up(world: Collectives, mesh: Mesh, options: RunOptions, phases: Metrics
     }
     with phases.phase("index"):
         job = open_job(options.job, source, manifest, world)
-    tokenizer = checked.tokenizer
-    template = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, job.template_date)
-    preparer = Preparer(
-        tokenizer, template, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
+    preparation = Preparation(
+        checked.source, job.template_date, checked.defaults, checked.max_model_len, store.config.vocab_size, job.kind
     )
     name = start_name(world)
-    return Setup(store, kernels, job, preparer, name)
+    return Setup(store, kernels, job, preparation, name, places)
 
 
 def _cache_dtype(options: RunOptions) -> str:
@@ -150,18 +168,20 @@ class _CheckedModel:
     """What the options come to with this model."""
 
     max_model_len: int
-    tokenizer: Tokenizer
+    source: TokenizerSource
     defaults: SamplingDefaults
 
 
-def _check_model(located: Located, mesh: Mesh, options: RunOptions) -> _CheckedModel:
+def _check_model(model: Preview, mesh: Mesh, options: RunOptions, *, reads_tokenizer: bool) -> _CheckedModel:
     """Check all options against the model, before anything is converted."""
-    model = preview(located)
+    source = TokenizerSource(model.tokenizer_files)
+    if reads_tokenizer:
+        _ = source.tokenizer
     shard_plan(model.config, model.grains, mesh, mesh.coord(0))
     defaults = resolve_defaults(options.sampling, read_generation_config(model.tokenizer_files))
     check_defaults(defaults, model.config.vocab_size)
     max_model_len = resolve_max_model_len(model.config, options.model.max_model_len)
-    return _CheckedModel(max_model_len, Tokenizer(model.tokenizer_files), defaults)
+    return _CheckedModel(max_model_len, source, defaults)
 
 
 def _read_complete(world: Collectives, job: Job) -> MergeReport | None:
@@ -175,7 +195,7 @@ def _read_complete(world: Collectives, job: Job) -> MergeReport | None:
     return MergeReport(*json.loads(data)) if data else None
 
 
-def _check(world_size: int, options: RunOptions) -> Mesh:
+def _check(world_size: int, options: RunOptions, *, is_tolerant: bool) -> Mesh:
     """Check what needs no file."""
     if not options.model.model:
         raise ConfigError("no --model", expected="a store or a Hugging Face folder", hint="hpcinfer run --help")
@@ -184,6 +204,12 @@ def _check(world_size: int, options: RunOptions) -> Mesh:
     sizes = options.mesh
     if not 0 <= sizes.spare_ranks < world_size:
         raise ConfigError(f"--spare-ranks {sizes.spare_ranks}", expected=f"from 0 to {world_size - 1}")
+    if sizes.spare_ranks and not is_tolerant:
+        raise ConfigError(
+            f"--spare-ranks {sizes.spare_ranks}, but this MPI ends the job when a rank dies",
+            expected="mpiexec --with-ft ulfm, of Open MPI 5 or newer",
+            hint="leave out --spare-ranks: the same command, or hpcinfer supervise, goes on after a death",
+        )
     return resolve_mesh(
         world_size - sizes.spare_ranks, sizes.tensor_parallel_size, sizes.pipeline_parallel_size,
         sizes.data_parallel_size,

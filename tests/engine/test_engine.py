@@ -241,8 +241,10 @@ def test_stopped_sequences_go_on_elsewhere_as_if_nothing_had_happened(tiny_store
     assert first.finished.keys().isdisjoint(second.finished) and first.finished | second.finished == expected
 
 
-@pytest.mark.parametrize(("tp", "pp"), [(3, 1), (1, 2), (2, 2)])
-def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokenizer, expected, tp, pp):
+@pytest.mark.parametrize(
+    ("tp", "pp", "in_flight"), [(3, 1, None), (1, 2, None), (2, 2, None), (1, 2, 3), (1, 2, 1)]
+)
+def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokenizer, expected, tp, pp, in_flight):
     lock = threading.Lock()
 
     class Guarded:
@@ -260,13 +262,13 @@ def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokeni
 
     def rank_main(group):
         return run_engine(Guarded(), tokenizer, group=group, mesh=Mesh(1, pp, tp), max_num_seqs=4,
-                          max_num_batched_tokens=32, debug_lockstep=True)  # fmt: skip
+                          max_num_batched_tokens=32, micro_batches=in_flight, debug_lockstep=True)  # fmt: skip
 
     ranks = run_ranks(tp * pp, rank_main)
     for failure in (rank for rank in ranks if isinstance(rank, Exception)):
         raise failure
     assert ranks[0].finished == expected
-    assert all(run.counts == ranks[0].counts for run in ranks) and ranks[0].peaks["micro_batches"] == pp
+    assert all(run.counts == ranks[0].counts for run in ranks) and ranks[0].peaks["micro_batches"] == (in_flight or pp)
 
 
 def test_too_little_cache_for_one_sequence_is_refused_with_what_is_needed(tiny_store, tokenizer):

@@ -1,6 +1,7 @@
 from collections import deque
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from hpcinfer.comm.serial import SerialGroup
@@ -44,7 +45,7 @@ class Bench:
 
     def __init__(self, tokenizer, frontend, limits):
         self.scheduler = Scheduler(limits, BlockManager(64, 4), Metrics())
-        self.pipeline = Pipeline(SerialGroup(), Place(1, 1, 0, 0))
+        self.pipeline = Pipeline(SerialGroup(), Place(1, 1, 0, 0), lambda: np.empty((1, 1), np.float32))
         self.frontend = frontend
         runner = SimpleNamespace(pipeline=self.pipeline, metrics=Metrics())
         self.leader = Leader(self.scheduler, Outputs(tokenizer, (EOS,)), frontend, runner)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 
 from hpcinfer.__main__ import main
-from hpcinfer.engine import replica
 from hpcinfer.engine.sampler import Sampler
 from hpcinfer.recovery.journal import PartWriter
+from hpcinfer.weights import parallel_reads
 
 
 def _hang(*arguments: object, **options: object) -> None:
@@ -22,7 +22,7 @@ def _hold_everything(*arguments: object, **options: object) -> None:
 
 
 EVENTS: dict[str, Callable[[], None]] = {
-    "load": lambda: setattr(replica, "load_stage", _hang),
+    "load": lambda: setattr(parallel_reads, "_read_pieces", _hang),
     "journal": lambda: setattr(PartWriter, "maybe_flush", _hang),
     "library": lambda: setattr(Sampler, "sample", _hold_everything),
 }

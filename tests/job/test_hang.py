@@ -86,7 +86,7 @@ def test_rank_that_nobody_waits_for_is_found_too(folder: Path, prompts: Path) ->
 @pytest.mark.parametrize(
     ("event", "mesh", "words"),
     [
-        ("load", "-tp", ["stuck: rank 1/2", "in 'load'", "hanging_rank.py"]),
+        ("load", "-tp", ["stuck: rank 1/2", "in 'reading weights", "parallel_reads.py"]),
         ("journal", "-dp", ["stuck: rank 1/2", "in 'journal'", "writer_thread.py"]),
         ("library", "-tp", ["missing: rank 1/2", "gives no sign of life; S (sleeping)"]),
     ],

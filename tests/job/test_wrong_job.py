@@ -35,6 +35,7 @@ def arguments(tmp_path: Path) -> list[str | Path]:
         (2, ["--max-model-len", "100000"], ["ConfigError", "100000"]),
         (2, ["--temperature", "-1"], ["ConfigError", "temperature"]),
         (2, ["--block-size", "0"], ["ConfigError", "--block-size"]),
+        (3, ["-tp", "2", "--spare-ranks", "1"], ["--spare-ranks 1, but this MPI ends the job", "--with-ft ulfm"]),
         (2, ["--template-date", "tomorrow"], ["ConfigError", "tomorrow"]),
     ],
 )

@@ -3,6 +3,7 @@
 The relative error of a model is max |ours - theirs| / max |theirs| over all logits of all positions; the bound is 1e-4.
 """
 
+import threading
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from stages import MemoryStore, make_stage, native_was_built, run_replica
 from steps import Chunk, block_tables, packed_step
 from thread_group import run_ranks
 
+from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.model.decoder import CacheShape
 from hpcinfer.partition.mesh import Coord, Mesh
 
@@ -136,3 +138,25 @@ def test_no_rows_of_logits_may_be_asked_for(tmp_path):
 
     [logits] = run_ranks(1, forward)
     assert logits.shape == (0, 8, 64) and logits.dtype == np.float32
+
+
+def test_partial_sums_of_native_kernels_stand_where_other_ranks_read(tmp_path, monkeypatch):
+    if not native_was_built():
+        pytest.skip("the native kernels were not built")
+    given, are_there = threading.local(), []
+    room, reduce = TreeReducer.room, TreeReducer.reduce
+
+    def remember(reducer, shape):
+        given.room = room(reducer, shape)
+        return given.room
+
+    def look(reducer, nodes):
+        if (wanted := getattr(given, "room", None)) is not None:
+            are_there.append(all(np.shares_memory(node, part) for node, part in zip(nodes, wanted, strict=True)))
+        return reduce(reducer, nodes)
+
+    monkeypatch.setattr(TreeReducer, "room", remember)
+    monkeypatch.setattr(TreeReducer, "reduce", look)
+    store = MemoryStore(make_tiny_model(tmp_path, "llama"))
+    run_replica(store, [np.arange(7)], tp=3, kernels="native")
+    assert are_there == [True] * 3 * 2 * store.config.num_layers

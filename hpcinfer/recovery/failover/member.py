@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -60,7 +61,7 @@ class Member:
         office = Office(
             serving.mail, serving.job, serving.election, serving.lease_timeout_s,
             tuple(Roster(i, replica.members) for i, replica in enumerate(layout.replicas)), line is not None,
-            self._spares.is_idle, self._succession.replace, serving.stopper,
+            self._spares.is_idle, self._succession.replace, serving.stopper, serving.options.metrics.timeline,
         )  # fmt: skip
         self.witness = Witness(serving.job.paths, serving.name, serving.job.attempt)
         self._state = State(0, 0, ())
@@ -73,6 +74,7 @@ class Member:
         self._word: Pending | None = None  # to the claimant, that this rank is to stop
         self._cache = {"kv_cache_bytes": 0, "num_blocks": 0}
         self._recoveries: list[dict[str, Any]] = []
+        self._traffic: Counter[str] = Counter()  # of the sums of all replicas that this rank was in
 
     def run(self, replica: Replica | None) -> dict[str, Any]:
         """Serve until the job is complete.
@@ -95,14 +97,15 @@ class Member:
                 log.debug("rank %d: the others have come to the end", self._rank)
         if self._leadership.desk is not None:
             self._leadership.desk.release()
+        self._serving.loading.finish()
         return self.report()
 
     def report(self) -> dict[str, Any]:
         """Say what this rank has done so far. Not collective; may be called from another thread."""
         metrics = self._serving.options.metrics
-        report = rank_report(self._place, self._serving.kernels, metrics, self._leadership.counts)
+        report = rank_report(self._place, self._serving, metrics, self._leadership.counts)
         timeline = {} if self._leadership.desk is None else {"timeline": metrics.timeline.to_json()}
-        return {**report, **self._cache, **timeline, "recoveries": self._recoveries}
+        return {**report, **self._cache, **timeline, "traffic": dict(self._traffic), "recoveries": self._recoveries}
 
     def _live(self) -> None:
         while True:
@@ -201,8 +204,10 @@ class Member:
             replica.engine.run(leader, self._sharing.turn if leader else self._between_steps)
         finally:
             self._sharing.end()
+            self._traffic.update(replica.runner.stage.reducer.traffic._asdict())
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
+                self._serving.loading.note_first_token(leader.first_token_time)
         if leader is not None:
             leadership.keep(replica.scheduler.unfinished())
         if leadership.desk is not None:

@@ -11,6 +11,7 @@ from hpcinfer.comm.regroup import Decision, Guests, Offers, View, found
 from hpcinfer.engine.replica import needed_bytes
 from hpcinfer.partition.layout import smaller_meshes
 from hpcinfer.partition.mesh import Mesh
+from hpcinfer.partition.placement import place_ranks
 from hpcinfer.recovery.dealing import Roster
 from hpcinfer.recovery.failover.spares import Spares
 from hpcinfer.recovery.failover.state import State
@@ -63,7 +64,7 @@ class Succession:
         mesh = self._mesh(plan.mesh, min(size, len(members)), min(state.free_bytes for state in states))
         new = Plan(plan.replica, mesh.pp, mesh.tp)
         latest = max(states, key=lambda state: state.progress)
-        return Decision(tuple(members[: mesh.replica_size]), new.to_bytes()), latest
+        return Decision(self._placed(members, mesh), new.to_bytes()), latest
 
     def replace(self, lost: Roster) -> None:
         """Have spare ranks found a replica anew none of whose ranks is left. On the claimant."""
@@ -117,4 +118,11 @@ class Succession:
         """Choose the mesh of a replica of spare ranks."""
         before = self._serving.layout.replicas[replica].mesh
         mesh = smaller_meshes(before, len(members), self._serving.limits)[0]
-        return Decision(tuple(members[: mesh.replica_size]), Plan(replica, mesh.pp, mesh.tp).to_bytes())
+        return Decision(self._placed(members, mesh), Plan(replica, mesh.pp, mesh.tp).to_bytes())
+
+    def _placed(self, members: Sequence[int], mesh: Mesh) -> tuple[int, ...]:
+        """As many as the mesh takes, tp groups inside nodes if the first, who decides and leads, stays the first."""
+        if self._line is not None and self._line.locations is not None:
+            order = place_ranks(mesh, [self._line.locations[rank] for rank in members])
+            members = [members[index] for index in order] if order[0] == 0 else members
+        return tuple(members[: mesh.replica_size])

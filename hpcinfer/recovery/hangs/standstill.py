@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from hpcinfer.report.metrics import IDLE, SPARE, Metrics
+from hpcinfer.report.metrics import IDLE, SPARE, WEIGHTS, Metrics
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _WORK_S = 0.05  # of a core: who used less since the last sign of progress did not compute
@@ -121,7 +121,7 @@ class Threads:
 
     def _main_kind(self, frames: list[FrameType]) -> Kind:
         """The main thread has something to do, unless a phase says that it has not."""
-        kind = {IDLE: Kind.IDLE, SPARE: Kind.SPARE}.get(self.place, _kind(frames))
+        kind = {IDLE: Kind.IDLE, SPARE: Kind.SPARE, WEIGHTS: Kind.WAITING}.get(self.place, _kind(frames))
         return Kind.STUCK if kind is Kind.MOVING else kind
 
 

@@ -1,0 +1,124 @@
+"""Measuring the forms of the all-reduce on the ranks at hand, in seconds: loops of calls, all forms in turn."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hpcinfer.comm.forms import FORMS, AllReduce, forms_for
+from hpcinfer.comm.node.opening import open_channel
+from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.selector import Curves, Point, shape_of
+from hpcinfer.partition.grains import grain_runs, subtrees
+from hpcinfer.partition.mesh import Mesh
+from hpcinfer.partition.placement import place_ranks
+
+SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes of a sum: 1 KiB to 16 MiB
+_GRAINS = 16  # of the largest stores: tp groups have as many ranks at most
+_ROUNDS, _MAX_CALLS = 3, 300
+_PATIENCE = 2.0  # the largest sizes are left out where the time has gone over by this factor
+_HOPELESS = 3.0  # a form that is slower than the best one by this factor is left out of larger sizes
+_LARGE = 1 << 18  # bytes: below that it may still be the best one of those
+
+Work = Callable[[], None]
+
+
+def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, list[Point]]]:
+    """Measure all forms for the tp groups that a mesh of this world may have.
+
+    Collective over the world.
+
+    Args:
+        world: ranks whose locations are known.
+        budget_s: about how long it may take.
+
+    Returns:
+        Seconds by shape of the group, by form, on all ranks; of equal groups those of the slowest.
+    """
+    sizes = [tp for tp in range(2, min(world.size, _GRAINS) + 1) if world.size % tp == 0]
+    table: dict[str, dict[str, list[Point]]] = {}
+    for tp in sizes:
+        order = place_ranks(Mesh(world.size // tp, 1, tp), world.locations or ())
+        place = order.index(world.rank) if order else world.rank
+        group = world.split(place // tp, place)
+        curves = measure(group, budget_s / len(sizes))
+        mine = {shape_of(group.locations, group.size): curves} if group.rank == 0 else {}
+        for data in world.all_gather_bytes(json.dumps(mine).encode()):
+            for shape, found in json.loads(data).items():
+                table[shape] = _slower(table.get(shape, {}), found)
+    return table
+
+
+def measure(group: Collectives, budget_s: float, sizes: Sequence[int] = SIZES) -> dict[str, list[Point]]:
+    """Measure all forms on a group.
+
+    Collective over the group.
+
+    Returns:
+        Seconds by form, the same on all ranks.
+    """
+    spans = [subtrees(run) for run in grain_runs(_GRAINS, group.size)]
+    channel = open_channel(group)
+    reduces = {name: AllReduce(group, spans, FORMS[name], channel) for name in forms_for(group.locations)}
+    curves: dict[str, list[Point]] = {name: [] for name in reduces}
+    hopeful, end = list(reduces), time.monotonic() + _PATIENCE * budget_s
+    for size in sizes:
+        nodes = [np.zeros(size // 4, np.float32) for _ in spans[group.rank]]
+        out = np.empty(size // 4, np.float32)
+        works = {name: _call(reduces[name], nodes, out) for name in hopeful}
+        seconds = time_in_turn(group, works, budget_s / len(sizes))
+        for name, value in seconds.items():
+            curves[name].append(Point(size, value))
+        best = min(seconds.values())
+        if size >= _LARGE:
+            hopeful = [name for name in hopeful if seconds[name] < _HOPELESS * best]
+        if _say(group, time.monotonic() > end):
+            break
+    return curves
+
+
+def time_in_turn(group: Collectives, works: Mapping[str, Work], budget_s: float) -> dict[str, float]:
+    """Time calls of several works in loops, in turn, so that a busy moment of the machine meets all of them.
+
+    Collective over the group.
+
+    Returns:
+        Seconds of a call, of the slowest rank: medians of a few rounds.
+    """
+    for work in works.values():
+        work()
+    first = {name: loop_time(group, work, 1) for name, work in works.items()}
+    share = budget_s / len(works) / (_ROUNDS + 2)
+    calls = {name: max(1, min(_MAX_CALLS, int(share / value))) for name, value in first.items()}
+    rounds = [{name: loop_time(group, work, calls[name]) for name, work in works.items()} for _ in range(_ROUNDS)]
+    return {name: statistics.median(each[name] for each in rounds) for name in works}
+
+
+def loop_time(group: Collectives, work: Work, calls: int) -> float:
+    """Seconds of a call in a loop of some, on the slowest rank: the same number on all. Collective over the group."""
+    group.barrier()
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return max(map(float, group.all_gather_bytes(repr((time.perf_counter() - start) / calls).encode())))
+
+
+def _call(reduce: AllReduce, nodes: Sequence[np.ndarray], out: np.ndarray) -> Work:
+    return lambda: reduce(nodes, out)
+
+
+def _say(group: Collectives, value: bool) -> bool:
+    """What the first rank says."""
+    return group.broadcast_bytes(bytes([value]) if group.rank == 0 else None)[0] == 1
+
+
+def _slower(known: Curves, found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, list[Point]]:
+    """The slower of two measurements of each size; sizes that only one of them has are left out."""
+    points = {name: {int(size): seconds for size, seconds in curve} for name, curve in found.items()}
+    if not known:
+        return {name: [Point(*item) for item in curve.items()] for name, curve in points.items()}
+    return {name: [Point(each.num_bytes, max(each.seconds, points[name][each.num_bytes])) for each in curve
+                   if each.num_bytes in points[name]]
+            for name, curve in known.items()}  # fmt: skip

@@ -1,0 +1,118 @@
+"""The table of measured forms: one small file for each kind of machine and MPI, in a cache folder of the user.
+
+A job's root reads it and tells all ranks. A file that is missing, unreadable or of something else is no table.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcinfer.comm.library import describe_library
+from hpcinfer.comm.node.library import load
+from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.selector import AUTO, Curves, Point, Selector
+
+_FORMAT = 1
+_TRANSPORT = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl", "UCX_TLS", "UCX_NET_DEVICES", "FI_PROVIDER",
+              "MPIR_CVAR_CH4_NETMOD", "OMPI_MCA_mpi_ft_enable")  # fmt: skip
+
+Table = dict[str, dict[str, list[Point]]]  # by shape of the group, by form
+
+
+def machine_signature(world: Collectives) -> str:
+    """Describe what a measurement depends on: processor, cores, MPI, how messages travel, memory shared or not.
+
+    Not collective.
+    """
+    mpi = describe_library(is_started=world.size > 1)
+    settings = [f"{name}={os.environ[name]}" for name in _TRANSPORT if os.environ.get(name)]
+    memory = "node library" if load() is not None else "no node library"
+    return ", ".join([_processor(), f"{os.cpu_count()} CPUs", mpi.name, mpi.transport, *settings, memory])
+
+
+def table_path(signature: str) -> Path:
+    """Name the file of a machine: in $HPCINFER_CACHE, else in the user's cache folder. Not collective."""
+    key = hashlib.sha256(signature.encode()).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.environ.get("HPCINFER_CACHE") or f"{cache}/hpcinfer")
+    return folder.expanduser() / f"collectives-{key}.json"
+
+
+def read_table(signature: str) -> Table:
+    """Read the table of a machine; empty if there is none that can be read. Not collective."""
+    try:
+        return parse_table(json.loads(table_path(signature).read_text()), signature)
+    except (OSError, ValueError, RuntimeError):
+        return {}
+
+
+def write_table(signature: str, table: Mapping[str, Curves]) -> Path:
+    """Write a table; shapes that it does not have stay as they were. Not collective.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+    path = table_path(signature)
+    shapes = {**read_table(signature), **table}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_suffix(f".{os.getpid()}")
+    whole.write_text(json.dumps({"format": _FORMAT, "signature": signature, "shapes": shapes}, indent=1) + "\n")
+    whole.replace(path)
+    return path
+
+
+def parse_table(content: Any, signature: str) -> Table:
+    """Check what a file or another rank says; empty if it is of another machine.
+
+    Raises:
+        ValueError: it is no table.
+    """
+    try:
+        if content["format"] != _FORMAT or content["signature"] != signature:
+            return {}
+        return {str(shape): {str(form): _points(points) for form, points in curves.items()}
+                for shape, curves in content["shapes"].items()}  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a table of collectives: {error!r}") from None
+
+
+def load_selector(world: Collectives, wanted: str = AUTO) -> Selector:
+    """Make what chooses forms in a job: by the table that the root finds.
+
+    Collective over the world; the same on all ranks.
+
+    Args:
+        world: all ranks.
+        wanted: a form for all sizes, or AUTO.
+    """
+    if world.size == 1 or wanted != AUTO:
+        return Selector(wanted)
+    data = None
+    if world.rank == 0:
+        signature = machine_signature(world)
+        content = {"format": _FORMAT, "signature": signature, "shapes": read_table(signature)}
+        data = json.dumps(content).encode()
+    content = json.loads(world.broadcast_bytes(data))
+    return Selector(AUTO, parse_table(content, content["signature"]))
+
+
+def _points(points: Any) -> list[Point]:
+    found = [Point(int(size), float(seconds)) for size, seconds in points]
+    sizes = [point.num_bytes for point in found]
+    if sizes != sorted(set(sizes)) or not all(0 < point.seconds < math.inf for point in found):
+        raise ValueError(f"sizes {sizes} do not ascend, or a time is none")
+    return found
+
+
+def _processor() -> str:
+    """Name of the processor, as the kernel says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return os.uname().machine
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, os.uname().machine)

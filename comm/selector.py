@@ -1,0 +1,142 @@
+"""Which form of the all-reduce a size takes: what was measured decides, and where nothing was, an estimate.
+
+Every rank chooses by itself, from the same table and the same locations, with additions, multiplications and divisions
+alone, so that all choose alike, whatever their processors are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hpcinfer.comm.forms import FORMS, Form, Locations, forms_for, units_of
+from hpcinfer.partition.grains import Span
+from hpcinfer.partition.lanes import Stage, stages_of
+from hpcinfer.partition.topology import by_node, by_switch
+
+AUTO = "auto"
+# Estimates: a message between nodes and one inside a node (latency; what each further one costs; bytes per second).
+# Ethernet of 10 Gbit/s through TCP: on faster networks all forms are, and their order is nearly the same.
+_FAR_S, _FAR_MORE_S, _FAR_BYTES_PER_S = 20e-6, 5e-6, 1.0e9
+_NEAR_S, _NEAR_MORE_S, _NEAR_BYTES_PER_S = 2e-6, 1e-6, 4.0e9
+
+
+class Point(NamedTuple):
+    """One measurement."""
+
+    num_bytes: int  # of the sum
+    seconds: float
+
+
+Curves = Mapping[str, Sequence[Point]]  # by form, sizes ascending
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Chooses forms; the same on all ranks of a job."""
+
+    wanted: str = AUTO  # a form that takes all sizes, where a group can have it
+    table: Mapping[str, Curves] = field(default_factory=dict)  # by shape of the group
+
+    def chooser(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Callable[[int], str]:
+        """Make what names the form for a number of bytes, for a group and the nodes of the tree that its ranks hold.
+
+        Not collective.
+        """
+        names = forms_for(locations)
+        if self.wanted != AUTO:
+            only = nearest(self.wanted, names)
+            return lambda num_bytes: only
+        curves = {name: points for name, points in self.table.get(shape_of(locations, len(spans)), {}).items()
+                  if name in names and points}  # fmt: skip
+        if not curves:
+            curves = {name: estimate(FORMS[name], locations, spans) for name in names}
+        known: dict[int, str] = {}
+
+        def choose(num_bytes: int) -> str:
+            if num_bytes not in known:
+                known[num_bytes] = min(curves, key=lambda name: interpolate(curves[name], num_bytes))
+            return known[num_bytes]
+
+        return choose
+
+
+def shape_of(locations: Locations, size: int) -> str:
+    """Say how many ranks each node has, as 2+2|2+2 with two switches; "8 anywhere" if it is not known."""
+    if locations is None:
+        return f"{size} anywhere"
+    nodes, switches = by_node(locations), by_switch(locations)
+    return "|".join("+".join(str(len(node)) for node in nodes if node[0] in below) for below in switches)
+
+
+def nearest(wanted: str, names: Sequence[str]) -> str:
+    """The form among these that is most like the wanted one: with fewer levels where a group has not as many."""
+    form = FORMS[wanted]
+    alike = [name for name in names if FORMS[name].levels == form.levels[: len(FORMS[name].levels)]
+             and FORMS[name].is_two_shot == form.is_two_shot]  # fmt: skip
+    return wanted if wanted in alike else max(alike, key=lambda name: len(FORMS[name].levels))
+
+
+def interpolate(points: Sequence[Point], num_bytes: int) -> float:
+    """Seconds of a size: on the line between its neighbours; as the smallest below it, in proportion above the last."""
+    below = points[0]
+    if num_bytes <= below.num_bytes:
+        return below.seconds
+    for point in points:
+        if num_bytes <= point.num_bytes:
+            part = (num_bytes - below.num_bytes) / (point.num_bytes - below.num_bytes)
+            return below.seconds + part * (point.seconds - below.seconds)
+        below = point
+    return below.seconds * (num_bytes / below.num_bytes)
+
+
+def estimate(form: Form, locations: Locations, spans: Sequence[Sequence[Span]]) -> list[Point]:
+    """Estimate seconds from the bytes that leave each node and the messages of each rank, level by level."""
+    size = len(spans)
+    node_of = list(range(size)) if locations is None else [each.node for each in locations]
+    plans = [stages_of(rank, units_of(locations, size, form), spans, has_lanes=form.has_lanes) for rank in range(size)]
+    fixed, per_byte, share = 0.0, 0.0, 1.0
+    for level in range(max(map(len, plans))):
+        stages = {rank: plan[level] for rank, plan in enumerate(plans) if len(plan) > level}
+        is_last = level == max(map(len, plans)) - 1
+        is_whole = is_last and not form.is_two_shot
+        width = 1 if is_whole else next(iter(stages.values())).width
+        for is_sum in (False,) if is_whole else (False, True):
+            messages = {rank: _peers(stage, everybody=is_whole or is_sum, is_sum=is_sum)
+                        for rank, stage in stages.items()}  # fmt: skip
+            step = _step(messages, stages, node_of, is_sum=is_sum)
+            fixed, per_byte = fixed + step.fixed_s, per_byte + step.s_per_byte * share / width
+        share /= width
+    return [Point(1, fixed + per_byte), Point(1 << 30, fixed + per_byte * (1 << 30))]
+
+
+class _Step(NamedTuple):
+    """What one exchange costs."""
+
+    fixed_s: float
+    s_per_byte: float  # of the share that one adder has
+
+
+def _peers(stage: Stage, *, everybody: bool, is_sum: bool) -> list[int]:
+    """Whom a rank sends to."""
+    if is_sum and not stage.is_adder:
+        return []
+    to = stage.peers if everybody else stage.peers[: stage.width]
+    return [peer for peer in to if peer != stage.peers[stage.place]]
+
+
+def _step(
+    messages: Mapping[int, Sequence[int]], stages: Mapping[int, Stage], node_of: Sequence[int], *, is_sum: bool
+) -> _Step:
+    """Cost of one exchange: the rank with most messages, the node with most bytes."""
+    fixed, far_bytes, near_bytes = 0.0, dict.fromkeys(node_of, 0), dict.fromkeys(node_of, 0)
+    for rank, peers in messages.items():
+        stage = stages[rank]
+        arrays = 1 if is_sum else len(stage.program.nodes_by_rank[stage.place])
+        far = sum(node_of[peer] != node_of[rank] for peer in peers)
+        near = len(peers) - far
+        cost = (_FAR_S + _FAR_MORE_S * far * arrays if far else 0.0) + (_NEAR_S if near and not far else 0.0)
+        fixed = max(fixed, cost + _NEAR_MORE_S * near * arrays)
+        far_bytes[node_of[rank]] += far * arrays
+        near_bytes[node_of[rank]] += near * arrays
+    slowest = max(far_bytes.values()) / _FAR_BYTES_PER_S + max(near_bytes.values()) / _NEAR_BYTES_PER_S
+    return _Step(fixed, slowest)

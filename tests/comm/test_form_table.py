@@ -1,0 +1,113 @@
+import json
+
+import pytest
+from thread_group import run_ranks
+
+from hpcinfer.comm import calibration, form_table
+from hpcinfer.comm.calibration import calibrate, measure
+from hpcinfer.comm.form_table import load_selector, machine_signature, parse_table, read_table, table_path, write_table
+from hpcinfer.comm.selector import Point, Selector
+from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.partition.topology import Location
+
+TABLE = {"2+2": {"leader": [Point(1024, 1e-5), Point(4096, 2e-5)]}}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HPCINFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(form_table, "machine_signature", lambda world: "this machine")
+    return tmp_path / "cache"
+
+
+def test_what_is_written_is_read_by_the_same_machine_alone():
+    write_table("this machine", TABLE)
+    assert read_table("this machine") == TABLE and read_table("that machine") == {}
+
+
+def test_a_later_measurement_replaces_its_shapes_and_leaves_others():
+    write_table("this machine", TABLE)
+    write_table("this machine", {"4": {"one_shot": [Point(1, 1.0)]}})
+    write_table("this machine", {"4": {"two_shot": [Point(1, 2.0)]}})
+    assert read_table("this machine") == {**TABLE, "4": {"two_shot": [Point(1, 2.0)]}}
+
+
+def test_the_folder_is_the_named_one_or_the_user_s(monkeypatch, cache, tmp_path):
+    assert table_path("x").parent == cache
+    monkeypatch.delenv("HPCINFER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert table_path("x").parent == tmp_path / "hpcinfer" and table_path("x") != table_path("y")
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "7", '{"format": 1}', '{"format": 1, "signature": "this machine", "shapes": 3}',
+    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[2, 1], [1, 1]]}}}',
+    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1, 0]]}}}',
+    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1, NaN]]}}}',
+    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1]]}}}',
+    '{"format": 2, "signature": "this machine", "shapes": {}}',
+])
+def test_a_damaged_table_is_none(text, cache):
+    cache.mkdir()
+    table_path("this machine").write_text(text)
+    assert read_table("this machine") == {}
+
+
+def test_an_unreadable_place_is_no_table(cache):
+    table_path("this machine").mkdir(parents=True)
+    assert read_table("this machine") == {}
+    with pytest.raises(OSError):
+        write_table("this machine", TABLE)
+
+
+def test_a_table_of_another_machine_is_none():
+    content = {"format": 1, "signature": "that machine", "shapes": {}}
+    assert parse_table(json.loads(json.dumps(content)), "this machine") == {}
+
+
+def test_all_ranks_choose_by_what_the_root_has_read(monkeypatch):
+    write_table("this machine", TABLE)
+    reads = []
+    monkeypatch.setattr(form_table, "read_table", lambda signature: reads.append(signature) or TABLE)
+    assert run_ranks(3, load_selector) == [Selector("auto", TABLE)] * 3
+    assert reads == ["this machine"]
+    assert run_ranks(3, lambda group: load_selector(group, "leader")) == [Selector("leader")] * 3
+    assert load_selector(SerialGroup()) == Selector()
+
+
+def test_the_signature_says_processor_and_mpi():
+    signature = machine_signature(SerialGroup())
+    assert "CPUs" in signature and signature == machine_signature(SerialGroup())
+
+
+def test_measuring_gives_every_form_a_time_the_same_on_all_ranks():
+    def work(group):
+        group.locations = tuple(Location((), rank // 2, 0) for rank in range(4))
+        return measure(group, 0.3, sizes=(64, 1024))
+
+    first, *others = run_ranks(4, work)
+    assert all(other == first for other in others)
+    assert set(first) == {"one_shot", "two_shot", "leader", "node_one_shot", "node_two_shot"}
+    assert [point.num_bytes for point in first["leader"]] == [64, 1024]
+    assert all(point.seconds > 0 for points in first.values() for point in points)
+
+
+def test_a_form_that_is_slow_for_few_bytes_is_measured_for_many_too(monkeypatch):
+    slow = iter([{"one_shot": 1.0, "two_shot": 9.0}] * 2 + [{"one_shot": 9.0, "two_shot": 1.0}] + [{"two_shot": 1.0}])
+    monkeypatch.setattr(calibration, "time_in_turn", lambda group, works, budget_s: next(slow))
+    curves = run_ranks(1, lambda group: measure(group, 1.0, sizes=(1 << 10, 1 << 14, 1 << 18, 1 << 20)))[0]
+    assert {name: len(points) for name, points in curves.items()} == {"one_shot": 3, "two_shot": 4}
+
+
+def test_calibration_covers_the_groups_of_all_even_meshes(monkeypatch):
+    found = {"one_shot": [Point(64, 1.0), Point(128, 2.0)]}
+    slower = {"one_shot": [Point(64, 3.0)]}
+    monkeypatch.setattr(calibration, "measure", lambda group, budget_s: found if group.size > 2 else slower)
+
+    def work(group):
+        return calibrate(group, 1.0)
+
+    first, *others = run_ranks(6, work)
+    assert all(other == first for other in others)
+    assert set(first) == {"2 anywhere", "3 anywhere", "6 anywhere"}
+    assert first["2 anywhere"] == {"one_shot": [Point(64, 3.0)]}
