@@ -45,17 +45,22 @@ class Complete(Counted):
 class Alone(Counted):
     """Each rank reads all that it needs, and begins when it has it: what a loader does that knows no other ranks."""
 
+    def begin(self, *arguments: Any) -> None:
+        """Begin alone."""
+        self._start_time, self._read_before = time.time(), read_bytes()
+
     def load(self, kernels: Any, metrics: Any, plan: Any, options: Any) -> Any:
         """Read."""
-        start = time.monotonic()
         stage = load_stage(self._store, kernels, plan, options)
-        self._seconds = dict.fromkeys(("last_byte_s", "last_layer_s"), time.monotonic() - start)
+        self._seconds = dict.fromkeys(("last_byte_s", "last_layer_s"), time.time() - self._start_time)
         self._own_bytes = self._store.bytes_read
         return stage
 
     def report(self) -> dict[str, Any]:
         """What the others count too."""
-        return {**super().report(), **self._seconds, "bytes_read": self._own_bytes}
+        first_token_s = None if self._first_token_time is None else self._first_token_time - self._start_time
+        return {"bytes_read": self._own_bytes, "bytes_received": 0, "bytes_sent": 0, **self._seconds,
+                "first_token_s": first_token_s, "read_bytes": read_bytes() - self._read_before}  # fmt: skip
 
 
 LOADINGS = {"together": Counted, "together, then begin": Complete, "each alone": Alone}
