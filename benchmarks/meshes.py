@@ -85,7 +85,8 @@ def run_job(place: Place, mesh: Mesh, collectives: str) -> Result:
     (report_path,) = Path(f"{output}.job", "reports").glob("*.json")
     report = json.loads(report_path.read_text())
     tokens = sum(rank["tokens"]["output"] for rank in report["ranks"])
-    result = Result(tokens / report["run"]["seconds"]["run"], hashlib.sha256(output.read_bytes()).hexdigest())
+    run_s = report["run"]["seconds"]["run"] - (report["run"].get("loaded_s") or 0.0)  # since all weights were there
+    result = Result(tokens / run_s, hashlib.sha256(output.read_bytes()).hexdigest())
     subprocess.run(["rm", "-r", os.fspath(output), f"{output}.job"], check=True)
     return result
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,12 @@ def write_table(signature: str, table: Mapping[str, Curves]) -> Path:
     path = table_path(signature)
     shapes = {**read_table(signature), **table}
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(f".{os.getpid()}")
-    whole.write_text(json.dumps({"format": _FORMAT, "signature": signature, "shapes": shapes}, indent=1) + "\n")
-    whole.replace(path)
+    whole = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        whole.write_text(json.dumps({"format": _FORMAT, "signature": signature, "shapes": shapes}, indent=1) + "\n")
+        whole.replace(path)
+    finally:
+        whole.unlink(missing_ok=True)
     return path
 
 

@@ -188,7 +188,7 @@ def _finish(
     ranks = gather_reports(world, facts)
     if merged is None:
         assert stopped is not None
-        return stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))
+        return stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))  # the root says it
     if world.rank == 0:
         remove_snapshots(paths)
         write_reports(facts, merged, ranks)

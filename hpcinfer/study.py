@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hpcinfer.scaling.plan import Shape
+    from hpcinfer.scaling.results import Result
     from hpcinfer.scaling.site import Site
     from hpcinfer.scaling.study import Study
     from hpcinfer.supervision.launchers import Command
@@ -54,7 +55,7 @@ def command(args: argparse.Namespace) -> int:
         return EXIT_DONE
     study.save()
     if options.submit:
-        print("\n".join(submit(study, options.sbatch_option)))
+        print("\n".join(submit(study, options, only)))
         return EXIT_DONE
     if not options.collect:
         Runner(study, site, options.run_timeout).run_all(study.runs(only))
@@ -78,8 +79,8 @@ def _commands(study: "Study", site: "Site", options: StudyOptions, only: "Shape 
     from hpcinfer.scaling.submitting import batch_job, missing_shapes
 
     if options.submit:
-        for shape in missing_shapes(study):
-            yield _shown(batch_job(study, shape, options.sbatch_option, os.environ))
+        for shape in missing_shapes(study, only):
+            yield _shown(batch_job(study, shape, options, os.environ))
         return
     for run in study.runs(only):
         started = None if run.is_done else Runner(study, site).command("study", run)
@@ -98,21 +99,18 @@ def _shown(started: "Command") -> str:
 
 def _conclude(study: "Study", plots: str, only: "Shape | None") -> int:
     """Write and print what was found; says with the exit code whether a run of ours failed or is missing."""
+    from hpcinfer.recovery.durable import replace_bytes
     from hpcinfer.scaling.results import collect, same_bytes
     from hpcinfer.scaling.table import table, write_csv
 
     results = collect(study)
     lines = table(study, results)
-    (study.folder / "table.txt").write_text("\n".join(lines) + "\n")
-    (study.folder / "results.csv").write_text(write_csv(results))
+    replace_bytes(study.folder / "table.txt", ("\n".join(lines) + "\n").encode())
+    replace_bytes(study.folder / "results.csv", write_csv(results).encode())
     print("\n".join(lines))
     sys.stdout.flush()
-    if importlib.util.find_spec("matplotlib"):
-        from hpcinfer.scaling.plots import draw
-
-        draw(results, study.folder, plots)
-    else:
-        log.warning("no plots: matplotlib is not installed (pip install matplotlib, or the extra `plot`)")
+    if only is None:
+        _draw(study, results, plots)
     differs = any(len(digests) > 1 for digests in same_bytes(results).values())
     if differs or any(result.failures for result in results if only in (None, result.point.shape)):
         return EXIT_FAILED
@@ -121,6 +119,15 @@ def _conclude(study: "Study", plots: str, only: "Shape | None") -> int:
     if num_missing:
         log.info("%d of %d runs are missing; the same command goes on", num_missing, len(runs))
     return EXIT_RESUMABLE if num_missing else EXIT_DONE
+
+
+def _draw(study: "Study", results: "list[Result]", plots: str) -> None:
+    if not importlib.util.find_spec("matplotlib"):
+        log.warning("no plots: matplotlib is not installed (pip install matplotlib, or the extra `plot`)")
+        return
+    from hpcinfer.scaling.plots import draw
+
+    draw(results, study.folder, plots)
 
 
 if __name__ == "__main__":

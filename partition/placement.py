@@ -78,7 +78,8 @@ def _choose(groups: Sequence[_Set], count: int, pp: int) -> list[_Set]:
     for depth in sorted({len(group.path) for group in groups}, reverse=True):
         level = [group for group in groups if len(group.path) == depth]
         beside = [group for replica in _pack(level, pp) for group in replica]
-        level = [*beside, *(group for group in level if group not in beside)]
+        placed = set(beside)
+        level = [*beside, *(group for group in level if group not in placed)]
         chosen += level[: count - len(chosen)]
     return chosen
 

@@ -49,7 +49,7 @@ def made_up_rank(run_s: float, *, computing: float = 0.5, tokens: int = 50, **pl
 
 def made_up_report(num_ranks: int, run_s: float, **rank: Any) -> dict[str, Any]:
     """Report of a run of so many ranks."""
-    return {"run": {"seconds": {"load": 0.1, "run": run_s, "merge": 0.1}},
+    return {"run": {"seconds": {"load": 0.1, "run": run_s, "merge": 0.1}}, "files": {"output": {"digest": "ab" * 32}},
             "ranks": [made_up_rank(run_s, **rank) for _ in range(num_ranks)]}  # fmt: skip
 
 

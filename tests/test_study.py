@@ -96,9 +96,13 @@ def test_exit_code_says_how_it_went(tmp_path: Path, fails: dict[str, int], missi
     run = study("--output", made_up.folder, "--launcher", "mpiexec", *only, HPCINFER_MPIRUN=str(mpiexec))
     assert run.rc == code, run.stderr
     assert ("failed: 1x2-dp2" in run.stdout) == bool(fails)
+    plot, study_file = made_up.folder / "scaling.svg", made_up.folder / "study.json"
+    plot.unlink(missing_ok=True)
+    saved = study_file.stat().st_mtime_ns
     only = ["--only", "1x1"]  # what another job failed in is not ours
     run = study("--output", made_up.folder, "--launcher", "mpiexec", *only, HPCINFER_MPIRUN=str(mpiexec))
     assert run.rc == 0, run.stderr
+    assert not plot.exists() and study_file.stat().st_mtime_ns == saved  # several jobs do not write at once
 
 
 def test_missing_matplotlib_is_told_and_the_table_is_there(tmp_path: Path) -> None:

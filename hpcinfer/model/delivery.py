@@ -46,6 +46,7 @@ class Traffic:
     bytes_read: int = 0  # in the store, when all is here
     bytes_received: int = 0
     bytes_sent: int = 0
+    last_read_s: float | None = None  # since the beginning; None until something is read
     last_byte_s: float | None = None  # since the beginning; None until all is here
 
 
@@ -238,6 +239,7 @@ class Delivery:
         if way.reading is not None:
             if way.reading.done():
                 way.reading.result()
+                self.traffic.last_read_s = time.monotonic() - self.start_s
             return way.reading.done()
         sender = way.share.sender
         assert sender is not None, f"{way.share = }"

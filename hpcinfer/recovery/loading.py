@@ -20,7 +20,7 @@ from hpcinfer.model.distribution import Portion, distribute, job_of, portions_of
 from hpcinfer.model.shard import ShardPlan, shard_plan
 from hpcinfer.model.weights_of import LoadOptions, load_parts
 from hpcinfer.partition.layout import Layout
-from hpcinfer.report.metrics import Metrics
+from hpcinfer.report.metrics import STAGING, Metrics
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
@@ -34,6 +34,7 @@ class JobLoading:
     def __init__(self, store: Store, layout: Layout) -> None:
         self._store, self._layout = store, layout
         self._delivery: Delivery | None = None
+        self._metrics = Metrics()  # those of `load`, from then on
         self._stage: ArrivingStage | None = None
         self._has_own_thread = False  # the messages are seen to while this rank computes
         self._seconds: dict[str, float | None] = {}  # of the stage, when it is there
@@ -45,7 +46,6 @@ class JobLoading:
 
         Collective over the world. A death raises nothing where there is a line.
         """
-        self._start_time = time.time()
         group = line or world.split(0, world.rank)  # messages of loading are apart from all others
         copies = _gather_copies(self._store, world, line) if self._store.has_stage else None
         plans = {
@@ -54,6 +54,7 @@ class JobLoading:
             for place, rank in enumerate(members)
         }
         if group.rank in plans:
+            self._start_time = time.time()
             self._delivery = Delivery(self._store, _portions(self._store, plans, group, copies), group)
             self._has_own_thread = group.size == 1 or has_threads()
             if self._has_own_thread:
@@ -66,6 +67,7 @@ class JobLoading:
         """
         delivery, store = self._delivery, self._store
         assert delivery is not None, f"{plan = }"
+        self._metrics = metrics
         self._stage = ArrivingStage(
             lambda: load_parts(delivery, kernels, plan, options), len(plan.layers),
             prepared_bytes(store, store.config, plan), metrics, delivery.start_s,
@@ -90,7 +92,8 @@ class JobLoading:
         self._stage.wait()
         if self._stage.is_complete:
             self._delivery.wait()
-        self._store.flush_stage()
+        with self._metrics.phase(STAGING):
+            self._store.flush_stage()
         self._store.close()
         self._seconds = self._stage.seconds()
         self._stage = None
@@ -105,7 +108,8 @@ class JobLoading:
             return {}
         first_token_s = None if self._first_token_time is None else self._first_token_time - self._start_time
         seconds = self._stage.seconds() if self._stage is not None else self._seconds
-        return {**dataclasses.asdict(self._delivery.traffic), **seconds, "first_token_s": first_token_s}
+        return {"began": self._start_time, **dataclasses.asdict(self._delivery.traffic), **seconds,
+                "first_token_s": first_token_s}  # fmt: skip
 
 
 class _Copies:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 CACHES_S = 90.0  # longer than shared file systems remember sizes and names (NFS: at most 60 s)
 _POLL_S = 0.5
-_MAX_MERGERS = 64  # ranks that take part; each of them reads all sidecars
+MAX_MERGERS = 64  # ranks that take part; each of them reads all sidecars
 
 
 class MergeReport(NamedTuple):
@@ -110,7 +110,7 @@ def read_complete(paths: JobPaths) -> MergeReport | None:
 
 
 def _share(num_rows: int, group: Collectives) -> range:
-    num_mergers = min(group.size, _MAX_MERGERS)
+    num_mergers = min(group.size, MAX_MERGERS)
     return split(num_rows, num_mergers)[group.rank] if group.rank < num_mergers else range(0)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from hpcinfer import __version__
 from hpcinfer.comm.library import describe_library
 from hpcinfer.config import RunOptions
 from hpcinfer.dtypes import STORAGE
+from hpcinfer.engine.placement import resolve_threads
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.mesh import Mesh
-from hpcinfer.recovery.merging import MergeReport
+from hpcinfer.recovery.merging import MAX_MERGERS, MergeReport
 from hpcinfer.recovery.setup import Setup
 from hpcinfer.report.machine import describe_node, read_io
+from hpcinfer.report.rates import loaded_s
 from hpcinfer.report.run_phases import RunPhases
 from hpcinfer.report.startup import STARTUP
 from hpcinfer.weights.layout import num_weights
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAG_TRACE = 51
+_TAG_REPORT, _TAG_TRACE = 50, 51
 _HASHED_WHOLE = 512 << 20  # bytes: of a larger file the root would read for too long, and only its digest is given
 _PACKAGES = ("numpy", "h5py", "mpi4py", "torch")  # besides those that the numerics profile names
 
@@ -54,46 +57,76 @@ class RunFacts:
 
 
 def gather_reports(world: Collectives, facts: RunFacts) -> list[dict[str, Any]]:
-    """Bring the reports of all ranks together. Collective over the world."""
-    own = {**facts.rank_report, **facts.phases.to_json(), "io": read_io(), "node": None, "energy": None}
-    if facts.meter is not None:
-        own |= {"node": describe_node(), "energy": facts.meter.stop()}
-    return [json.loads(data) for data in world.all_gather_bytes(json.dumps(own).encode())]
+    """Bring the reports of all ranks to the root; empty elsewhere. Collective over the world."""
+    own = json.dumps(_own_report(facts)).encode()
+    if world.rank != 0:
+        world.send_bytes(own, 0, _TAG_REPORT).wait()
+        return []
+    return [json.loads(own), *(json.loads(world.receive_bytes(peer, _TAG_REPORT)) for peer in range(1, world.size))]
+
+
+def _own_report(facts: RunFacts) -> dict[str, Any]:
+    own = {**facts.rank_report, **facts.phases.to_json(), "io": {}, "node": None, "energy": None}
+    with _costs_no_output("report of a rank"):
+        own["io"] = read_io()
+        if facts.phases.recording is not None:
+            own["first_event_s"] = facts.phases.recording.first_s(facts.phases.began)
+        if facts.meter is not None:
+            own |= {"node": describe_node(), "energy": facts.meter.stop()}
+    return own
 
 
 def write_reports(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> None:
     """Write the report beside the job, and show the summary. Not collective; on the root."""
-    from hpcinfer.report.document import complete_report  # on the root alone: a thousand ranks read no files for it
-    from hpcinfer.report.files import write_report
-    from hpcinfer.report.summary import summary_lines
+    with _costs_no_output("summary"):
+        from hpcinfer.report.summary import summary_lines  # on the root alone: a thousand ranks read no files for it
 
-    setup, defaults = facts.setup, facts.setup.preparation.defaults
-    model = _model(setup.store, facts.options.model.model)
-    run = {
+        run, page = _run(facts, merged, ranks), None
+        with _costs_no_output("report"):
+            from hpcinfer.report.document import complete_report
+            from hpcinfer.report.files import write_report
+
+            measured = _measured(facts, merged, run, ranks)
+            page = write_report(facts.setup.job.paths.root, complete_report(measured, STARTUP.age_s))
+        for line in summary_lines(run, ranks, page):
+            log.info("%s", line)
+
+
+def _run(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of the run as a whole."""
+    setup, defaults, options = facts.setup, facts.setup.preparation.defaults, facts.options
+    is_native = setup.kernels.name == "native"
+    return {
         "mesh": str(facts.mesh),
         "world_size": len(ranks),
         "placement": facts.placement,
         "input_kind": setup.job.kind,
         "num_rows": merged.num_rows,
         "num_failed": merged.num_failed,
+        "num_mergers": min(MAX_MERGERS, len(ranks)),
         "output_bytes": merged.size_bytes,
-        "bytes_per_weight": model["bytes_per_weight"],
+        "bytes_per_weight": 4.0 if is_native and setup.store.quantization == "none" else _stored_bytes(setup.store)[1],
+        "threads": resolve_threads(options.engine.threads, os.environ) if is_native else 1,
+        "has_stage": setup.store.has_stage,
         "kv_cache_bytes": facts.rank_report["kv_cache_bytes"],
         "num_blocks": facts.rank_report["num_blocks"],
         "seconds": dict(facts.phases.seconds),
+        "loaded_s": loaded_s(ranks),
         "sampling": dataclasses.asdict(defaults.values),
         "origins": defaults.origins,
-        "options": dataclasses.asdict(facts.options.engine),
+        "options": dataclasses.asdict(options.engine),
     }
-    measured = {
+
+
+def _measured(
+    facts: RunFacts, merged: MergeReport, run: dict[str, Any], ranks: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """All that `complete_report` takes."""
+    setup, model = facts.setup, _model(facts.setup.store, facts.options.model.model)
+    return {
         "asked": facts.options.flat(), "model": model, "software": _software(setup), "precision": _precision(setup),
         "seed": setup.job.manifest["seed"], "files": _files(facts.options, setup, merged), "run": run, "ranks": ranks,
     }  # fmt: skip
-    page = None
-    with _costs_no_output("report"):
-        page = write_report(setup.job.paths.root, complete_report(measured, STARTUP.age_s))
-    for line in summary_lines(run, ranks, page):
-        log.info("%s", line)
 
 
 def write_traces(world: Collectives, facts: RunFacts, ranks: list[dict[str, Any]]) -> None:
@@ -105,9 +138,6 @@ def write_traces(world: Collectives, facts: RunFacts, ranks: list[dict[str, Any]
         own = json.dumps(recording.to_json(facts.phases.began)).encode()
         world.send_bytes(own, 0, _TAG_TRACE).wait()
         return
-    from hpcinfer.report.events import happenings
-    from hpcinfer.report.files import write_whole
-    from hpcinfer.report.trace import write_trace
 
     def recorded() -> Iterator[dict[str, Any]]:
         yield recording.to_json(facts.phases.began)
@@ -116,6 +146,10 @@ def write_traces(world: Collectives, facts: RunFacts, ranks: list[dict[str, Any]
 
     path, pieces = facts.setup.job.paths.root / "trace.json", recorded()
     with _costs_no_output("trace"):
+        from hpcinfer.report.events import happenings
+        from hpcinfer.report.files import write_whole
+        from hpcinfer.report.trace import write_trace
+
         write_whole(path, lambda file: write_trace(file, ranks, pieces, happenings(ranks)))
         log.info("trace     %s", path)
     for _ in pieces:  # whoever sends waits until it is taken
@@ -152,14 +186,19 @@ def _precision(setup: Setup) -> dict[str, str]:
     return {"dtype": numerics["dtype"], "kv_cache": numerics["kv_cache"], "kernels": setup.kernels.name}
 
 
-def _model(store: Store, name: str) -> dict[str, Any]:
+def _stored_bytes(store: Store) -> tuple[int, float]:
+    """Bytes in the store, padding included, and bytes per weight."""
     sizes = {each: STORAGE[param.dtype].itemsize for each, param in store.parameters.items()}
     num_bytes = sum(math.prod(store.spec(each).shape) * size for each, size in sizes.items())
-    count, config = num_weights(store.config), store.config
+    return num_bytes, num_bytes / num_weights(store.config)
+
+
+def _model(store: Store, name: str) -> dict[str, Any]:
+    (num_bytes, each_bytes), count, config = _stored_bytes(store), num_weights(store.config), store.config
     kinds = ", ".join(sorted({param.dtype for param in store.parameters.values()}))
     return {
         "name": name, "digest": store.digest, "architecture": config.architecture, "num_weights": count,
-        "bytes_per_weight": num_bytes / count, "stored_bytes": num_bytes, "grains": store.grains,
+        "bytes_per_weight": each_bytes, "stored_bytes": num_bytes, "grains": store.grains,
         "weights": kinds if store.quantization == "none" else store.quantization,
         "num_layers": config.num_layers, "hidden_size": config.hidden_size, "store": str(store.path),
     }  # fmt: skip

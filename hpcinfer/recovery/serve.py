@@ -88,6 +88,7 @@ class Serving:
 def rank_report(place: dict[str, Any], serving: Serving, metrics: Metrics, counts: RowCounts) -> dict[str, Any]:
     """Collect what a rank measured, as JSON values. Not collective."""
     return {
+        "rank": serving.mail.rank,
         "host": socket.gethostname(),
         "place": place,
         "startup": STARTUP.to_json(),

@@ -19,7 +19,7 @@ from hpcinfer.report.classes import (
     mean_shares,
     time_classes,
 )
-from hpcinfer.report.metrics import IDLE
+from hpcinfer.report.metrics import IDLE, WEIGHTS
 from hpcinfer.units import format_bytes, format_seconds
 
 ON_COMPUTE, ON_MEMORY, ON_NETWORK = "compute", "memory", "network"
@@ -28,9 +28,9 @@ ON_LATENCY, ON_STORAGE, ON_IMBALANCE = "latency", "storage", "imbalance"
 _RIDGE_FLOP_PER_BYTE = 16.0  # of CPU nodes of this decade, within a factor of two
 _SMALL_BYTES = 64 << 10  # messages below are bound by latency
 _ARRIVED = 0.7  # of the loading: who has all bytes sooner computes
-_RECEIVED = 4.0  # bytes from other ranks for each that was read: the network carries more than the file system
+_READ = 0.7  # of the time until all bytes were there: who has read all sooner waits for other ranks
 _BUSY = 0.7  # of a core: a phase with more CPU time than that computes
-_STARVED = 0.7  # of the time inside kernels: with less CPU time, somebody else has the cores
+_STARVED = 0.7  # of the time inside kernels: with less CPU time per thread, somebody else has the cores
 _UNEVEN = 0.5  # of communication: more than that is waiting for a slower peer
 _FULL = 0.9  # of batches or KV blocks
 _TAIL_SHARE = 0.05  # of the run: a shorter tail is not worth an option
@@ -50,7 +50,7 @@ class Bound(NamedTuple):
 
 def bounds(run: Report, ranks: Sequence[Report]) -> list[Bound]:
     """Judge all phases of a run that took time."""
-    found = [_load(ranks), _run(run, ranks), _merge(run, ranks), _tail(run, balance(ranks))]
+    found = [_load(run, ranks), _run(run, ranks), _merge(run, ranks), _tail(run, balance(ranks))]
     return [each for each in found if each is not None]
 
 
@@ -60,28 +60,35 @@ def main_bound(found: Sequence[Bound]) -> Bound | None:
     return max(phases, key=lambda each: each.seconds, default=None)
 
 
-def _load(ranks: Sequence[Report]) -> Bound | None:
+def _load(run: Report, ranks: Sequence[Report]) -> Bound | None:
     """Judge the loading, from its start until the last layer of the last rank was ready to compute."""
     loads = [rank["loading"] for rank in ranks if rank["loading"].get("last_layer_s")]
     seconds = max((load["last_layer_s"] for load in loads), default=0.0)
     if seconds <= 0:
         return None
     read, received = (sum(load[name] for load in loads) for name in ("bytes_read", "bytes_received"))
-    staged, arrived_s = sum(rank["bytes_read"]["stage"] for rank in ranks), max(load["last_byte_s"] for load in loads)
+    arrived_s, read_s = (max(load.get(name) or 0.0 for load in loads) for name in ("last_byte_s", "last_read_s"))
     evidence = (f"{format_bytes(read)} read, {format_bytes(received)} received from other ranks,"
-                f" {format_bytes((read + received) / arrived_s)}/s; all bytes were there after"
+                f" {format_bytes((read + received) / (arrived_s or seconds))}/s; all bytes were there after"
                 f" {format_seconds(arrived_s)}, all layers after {format_seconds(seconds)}")  # fmt: skip
     if arrived_s < _ARRIVED * seconds:
         hint = "a store in the precision that is computed with (hpcinfer convert); --threads"
         return Bound("load", seconds, ON_COMPUTE, evidence, hint)
     most = max(load["bytes_read"] for load in loads)
     if most > 2 * read / len(loads):
+        is_staged = any((rank.get("place") or {}).get("pp", 1) > 1 for rank in ranks)
         return Bound("load", seconds, ON_IMBALANCE, f"{evidence}; one rank read {format_bytes(most)}",
-                     "like layers for all stages: a -pp that divides the layers")  # fmt: skip
-    if received > _RECEIVED * read:
-        return Bound("load", seconds, ON_NETWORK, evidence, "--stage DIR on the node's own disk, for the next start")
-    return Bound("load", seconds, ON_STORAGE, evidence, "" if staged else "--stage DIR on the node's own disk, for"
-                 " the next start")  # fmt: skip
+                     "like layers for all stages: a -pp that divides the layers" if is_staged else "")  # fmt: skip
+    if received and 0 < read_s < _READ * arrived_s:
+        evidence += f"; all was read after {format_seconds(read_s)}"
+        return Bound("load", seconds, ON_NETWORK, evidence, _stage(run))
+    return Bound("load", seconds, ON_STORAGE, evidence, _stage(run))
+
+
+def _stage(run: Report) -> str:
+    """The advice to keep copies on the nodes, where there are several and they keep none."""
+    is_on_one = len({place["node"] for place in run["placement"]}) < 2
+    return "" if run["has_stage"] or is_on_one else "--stage DIR on the node's own disk, for the next start"
 
 
 def _run(run: Report, ranks: Sequence[Report]) -> Bound | None:
@@ -90,11 +97,12 @@ def _run(run: Report, ranks: Sequence[Report]) -> Bound | None:
     seconds = _longest(ranks, "run")
     if seconds <= 0:
         return None
-    shares, busy = mean_shares(map(time_classes, leaders)), _cpu_share(ranks, "run")
+    shares, busy = mean_shares(map(time_classes, leaders)), _cpu_share(leaders, "run") / run["threads"]
     first = max(shares, key=lambda name: shares[name])
     words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)
     if busy < _STARVED * shares[COMPUTE]:
-        evidence = f"{words}; {busy:.2f} cores busy per rank, less than its kernels alone could use: others share them"
+        evidence = (f"{words}; {busy:.2f} cores busy per thread of a leader, less than its kernels alone could use:"
+                    " others share them")  # fmt: skip
         hint = "cores of its own for each rank (hpcinfer doctor looks at binding; sbatch --exclusive)"
         return Bound("run", seconds, ON_COMPUTE, evidence, hint)
     judge = {COMPUTE: _computing, COMMUNICATION: _communicating, WAITING: _waiting, INPUT_OUTPUT: _handling,
@@ -110,7 +118,7 @@ class _Verdict(NamedTuple):
 
 
 def _computing(run: Report, ranks: Sequence[Report], leaders: Sequence[Report]) -> _Verdict:
-    kernels, tokens = _kernel_seconds(ranks), _tokens_per_step(leaders)
+    kernels, tokens = _sum_of(ranks, "kernels"), _tokens_per_step(leaders)
     whole = sum(kernels.values()) or 1.0
     if (attention := kernels.get("attention", 0.0)) > 0.5 * whole:
         evidence = f"attention, which reads the KV cache, is {100 * attention / whole:.0f} % of the kernels"
@@ -173,7 +181,11 @@ def _waiting(run: Report, ranks: Sequence[Report], leaders: Sequence[Report]) ->
 
 
 def _handling(run: Report, ranks: Sequence[Report], leaders: Sequence[Report]) -> _Verdict:
-    busy, each_s = _cpu_share(leaders, "run"), _per_step(leaders, "input and output")
+    weights_s, handling_s = (sum(rank["seconds"].get(name, 0.0) for rank in leaders)
+                             for name in (WEIGHTS, INPUT_OUTPUT))  # fmt: skip
+    if weights_s > handling_s:
+        return _Verdict(ON_STORAGE, f"leaders waited {format_seconds(weights_s)} for weights", _stage(run))
+    busy, each_s = _cpu_share(leaders, "run"), _per_step(leaders, INPUT_OUTPUT)
     evidence = f"{1e3 * each_s:.2f} ms of each step for rows and texts, {busy:.2f} cores busy per leader"
     if busy >= _BUSY:
         return _Verdict(ON_COMPUTE, evidence, "more replicas (-dp), each with its own leader")
@@ -188,12 +200,14 @@ def _scheduling(run: Report, ranks: Sequence[Report], leaders: Sequence[Report])
 
 
 def _merge(run: Report, ranks: Sequence[Report]) -> Bound | None:
-    seconds, size, busy = _longest(ranks, "merge"), run.get("output_bytes", 0), _cpu_share(ranks, "merge")
+    mergers = ranks[: run["num_mergers"]]
+    seconds, size, busy = _longest(ranks, "merge"), run.get("output_bytes", 0), _cpu_share(mergers, "merge")
     if seconds <= 0 or not size:  # left to `hpcinfer merge`
         return None
-    evidence = f"{format_bytes(size)} at {format_bytes(size / seconds)}/s; {busy:.2f} cores busy per rank"
+    evidence = f"{format_bytes(size)} at {format_bytes(size / seconds)}/s; {busy:.2f} cores busy per rank that merges"
     if busy >= _BUSY:
-        return Bound("merge", seconds, ON_COMPUTE, evidence, "more ranks; --no-merge, and hpcinfer merge later")
+        more = "more ranks; " if run["num_mergers"] == len(ranks) else ""
+        return Bound("merge", seconds, ON_COMPUTE, evidence, f"{more}--no-merge, and hpcinfer merge later")
     return Bound("merge", seconds, ON_STORAGE, evidence, "--no-merge, and hpcinfer merge later, outside the allocation")
 
 
@@ -215,10 +229,6 @@ def _cpu_share(ranks: Sequence[Report], phase: str) -> float:
     """Cores that a rank keeps busy in a phase, on average."""
     seconds = sum(rank["phases"].get(phase, 0.0) for rank in ranks)
     return sum(rank["cpu_seconds"].get(phase, 0.0) for rank in ranks) / seconds if seconds else 0.0
-
-
-def _kernel_seconds(ranks: Sequence[Report]) -> dict[str, float]:
-    return _sum_of(ranks, "kernels")
 
 
 def _sum_of(ranks: Sequence[Report], section: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hpcinfer.report.metrics import IDLE, SPARE, WEIGHTS
+from hpcinfer.report.metrics import IDLE, SPARE, STAGING, WEIGHTS
 
 COMPUTE, COMMUNICATION, WAITING = "compute", "communication", "waiting"
 INPUT_OUTPUT, SCHEDULING = "input and output", "scheduling"
@@ -21,7 +21,8 @@ def time_classes(rank: dict[str, Any]) -> dict[str, float]:
 
     Returns:
         Seconds by class: compute is inside array functions, communication in sums over tensor-parallel ranks and in
-        hidden states between stages, waiting for peers in both included. Waiting for weights is input and output.
+        hidden states between stages, waiting for peers in both included. Waiting for weights and
+        writing the stage are input and output.
         What is in no other class is scheduling.
     """
     seconds, run_s = rank["seconds"], rank["phases"].get("run", 0.0)
@@ -33,7 +34,7 @@ def time_classes(rank: dict[str, Any]) -> dict[str, float]:
         COMPUTE: min(kernels_s, model_s - reducing_s),
         COMMUNICATION: reducing_s + seconds.get("pipeline", 0.0),
         WAITING: _sum(seconds, (LEADER, RESULTS, IDLE, SPARE)),
-        INPUT_OUTPUT: seconds.get("input and output", 0.0) + weights_s,
+        INPUT_OUTPUT: _sum(seconds, ("input and output", STAGING)) + weights_s,
     }
     return {**found, SCHEDULING: max(0.0, run_s - sum(found.values()))}
 

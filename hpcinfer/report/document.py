@@ -11,7 +11,7 @@ from hpcinfer.report.events import happenings
 from hpcinfer.report.methods import methods
 from hpcinfer.report.series import all_series, total_tokens_per_s
 from hpcinfer.report.slow_ranks import paces, slow_ranks
-from hpcinfer.report.usage import energy, nodes, usage
+from hpcinfer.report.usage import energy, hosts_of, nodes, usage
 
 FORMAT = 2
 
@@ -26,12 +26,13 @@ def complete_report(measured: Report, wall_s: float) -> Report:
         wall_s: from the start of the processes until now.
     """
     run, ranks = measured["run"], measured["ranks"]
-    used_energy = energy(ranks)
+    hosts = hosts_of(run)
+    used_energy = energy(hosts, ranks)
     report = {
         "format": FORMAT, **measured,
-        "nodes": nodes(ranks),
+        "nodes": nodes(hosts, ranks),
         "energy": used_energy,
-        "usage": usage(ranks, wall_s, used_energy["joules"]),
+        "usage": usage(run, ranks, wall_s, used_energy["joules"]),
         "time": _time(ranks),
         "over_time": _over_time(ranks),
         "balance": balance(ranks).to_json(),

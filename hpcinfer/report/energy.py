@@ -22,7 +22,7 @@ class Counter(NamedTuple):
     """Something that counts energy."""
 
     name: str  # RAPL package-0, RAPL dram, GPU 0
-    read: Callable[[], float]  # joules
+    read: Callable[[], float | None]  # joules; None if that fails
     wraps_at: float  # joules after which it begins again; 0 is never
 
 
@@ -34,11 +34,12 @@ class EnergyMeter:
 
         Args:
             counters: of this node.
-            why_not: why there are none, if there are none.
+            why_not: why some, or all, are not there.
             read_s: seconds between two looks.
         """
         self._counters, self._why_not, self._read_s = list(counters), why_not, read_s
-        self._last = [counter.read() for counter in self._counters]
+        self._last = [_read(counter) for counter in self._counters]
+        self._known = [last is not None for last in self._last]
         self._joules = [0.0] * len(self._counters)
         self._stop, self._lock = threading.Event(), threading.Lock()
         if self._counters:
@@ -48,8 +49,11 @@ class EnergyMeter:
         """Look for the last time; give the joules as JSON values: `joules` is None where nothing can be read."""
         self._stop.set()
         self._look()
-        parts = {c.name: round(j, 3) for c, j in zip(self._counters, self._joules, strict=True)}
-        return {"joules": sum(parts.values()) if parts else None, "parts": parts, "why_not": self._why_not}
+        found = list(zip(self._counters, self._joules, self._known, strict=True))
+        parts = {counter.name: round(joules, 3) for counter, joules, is_known in found if is_known}
+        failed = [f"{counter.name} could not be read to the end" for counter, _, is_known in found if not is_known]
+        joules = sum(parts.values()) if parts and not failed else None
+        return {"joules": joules, "parts": parts, "why_not": "; ".join(filter(None, [self._why_not, *failed]))}
 
     def _run(self) -> None:
         while not self._stop.wait(self._read_s):
@@ -58,8 +62,11 @@ class EnergyMeter:
     def _look(self) -> None:
         with self._lock:
             for i, counter in enumerate(self._counters):
-                now = counter.read()
-                gone = now - self._last[i]
+                now, last = _read(counter), self._last[i]
+                self._known[i] = now is not None and last is not None
+                if now is None or last is None:
+                    continue
+                gone = now - last
                 self._joules[i] += gone if gone >= 0 else gone + counter.wraps_at
                 self._last[i] = now
 
@@ -68,12 +75,19 @@ def open_meter(powercap: Path = _POWERCAP, nvml: str = _NVML) -> EnergyMeter:
     """Begin to measure this node, with all counters that can be read."""
     processors, why_not = _rapl_counters(powercap)
     gpus = _nvml_counters(nvml)
-    return EnergyMeter([*processors, *gpus], "" if processors or gpus else why_not)
+    return EnergyMeter([*processors, *gpus], why_not)
+
+
+def _read(counter: Counter) -> float | None:
+    try:
+        return counter.read()
+    except (OSError, ValueError):
+        return None
 
 
 def _rapl_counters(folder: Path) -> tuple[list[Counter], str]:
     counters, unreadable = [], None
-    for domain in sorted(folder.glob("*-rapl*:*")):
+    for domain in sorted(folder.glob("*-rapl:*")):  # intel-rapl-mmio counts the same packages again
         try:
             name = (domain / "name").read_text().strip()
             if not name.startswith(_COUNTED):
@@ -108,8 +122,8 @@ def _nvml_counters(name: str) -> list[Counter]:
         return []
 
 
-def _nvml_reader(library: ctypes.CDLL, index: int) -> Callable[[], float]:
-    return lambda: _nvml_joules(library, index) or 0.0
+def _nvml_reader(library: ctypes.CDLL, index: int) -> Callable[[], float | None]:
+    return lambda: _nvml_joules(library, index)
 
 
 def _nvml_joules(library: ctypes.CDLL, index: int) -> float | None:

@@ -12,7 +12,6 @@ class Happening(NamedTuple):
     """One of them."""
 
     time_s: float  # from the start of the run on
-    kind: str  # recovery, spare
     replica: int
     text: str
     seconds: float | None  # until the replica gave its next token; None if that is not known
@@ -39,4 +38,4 @@ def _read(recovery: dict[str, Any], began: float) -> Happening:
     text = f"{recovery['cause']}; {ranks} went on as {recovery['mesh']}"
     if seconds is not None:
         text += f", next token after {format_seconds(seconds)}"
-    return Happening(found - began, "recovery", recovery["replica"], text, seconds)
+    return Happening(found - began, recovery["replica"], text, seconds)

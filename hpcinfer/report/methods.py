@@ -60,13 +60,16 @@ def _hardware(report: Report) -> str:
         kind = f"{node['cpu'] or 'processors that the system does not name'} ({node['cpus'] or '?'} CPUs{memory})"
         kinds[kind] = kinds.get(kind, 0) + 1
     words = "; ".join(f"{count} node{'s' * (count > 1)} with {kind}" for kind, count in kinds.items())
-    ranks = f"{run['world_size']} MPI rank{'s' * (run['world_size'] > 1)}"
-    return f"The run took {ranks} as {run['mesh']} on {words}."
+    launched, lost = len(run["placement"]), len(run["placement"]) - run["world_size"]
+    ranks = f"{launched} MPI rank{'s' * (launched > 1)}"
+    deaths = f"; {lost} rank{'s' * (lost > 1)} died" if lost else ""
+    return f"The run took {ranks} as {run['mesh']} on {words}{deaths}."
 
 
 def _cost(report: Report) -> str:
     used, energy = report["usage"], report["energy"]
-    cost = f"It gave {used['output_tokens']} output tokens in {used['node_hours']:.4g} node-hours"
+    cost = (f"In this run it gave {used['output_tokens']} output tokens, {used['output_tokens_per_s']:.1f} per second"
+            f" once all weights were there, in {used['node_hours']:.4g} node-hours")  # fmt: skip
     if energy["joules"] is None:
         return f"{cost}; its energy could not be measured."
-    return f"{cost} and {energy['joules']:.4g} J, as counted on the whole nodes."
+    return f"{cost} and {energy['joules']:.4g} J of {energy['counted']}, others' work on these nodes included."

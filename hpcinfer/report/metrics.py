@@ -8,6 +8,7 @@ from hpcinfer.report.timeline import Timeline
 
 IDLE = "waiting for work"  # a phase in which a rank has nothing to do until another one gives it something
 WEIGHTS = "waiting for weights"  # a phase that begins anew with every part that comes, inside of computing
+STAGING = "writing the stage"  # a phase in which what was read is written to the node's own disk
 SPARE = "waiting as a spare"  # a phase in which a rank has nothing to do until another one has died
 
 

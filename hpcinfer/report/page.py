@@ -60,10 +60,9 @@ def render_page(report: Report) -> str:
 
 
 def _cards(report: Report) -> str:
-    run_s, used = report["balance"]["run_s"], report["usage"]
-    tokens = used["output_tokens"]
+    used = report["usage"]
     values = {
-        "output tokens/s": f"{tokens / run_s:,.1f}" if run_s else "–", "output tokens": f"{tokens:,}",
+        "output tokens/s": f"{used['output_tokens_per_s']:,.1f}", "output tokens": f"{used['output_tokens']:,}",
         "wall time": format_seconds(used["wall_s"]), "node-hours": f"{used['node_hours']:.4g}",
         "errors": f"{report['run']['num_failed']} of {report['run']['num_rows']} rows",
         "recoveries": str(len(report["events"])),
@@ -102,8 +101,8 @@ def _chart(title: str, series: Sequence[Series], field: str, unit: str, run_s: f
 
 def _classes(report: Report) -> str:
     by_rank, ranks = report["time"]["by_rank"], report["ranks"]
-    bars = [Bar(f"rank {i} ({rank['host']})", [each[name] for name in CLASSES])
-            for i, (each, rank) in enumerate(zip(by_rank, ranks, strict=True))][:_MOST_BARS]  # fmt: skip
+    bars = [Bar(f"rank {rank['rank']} ({rank['host']})", [each[name] for name in CLASSES])
+            for each, rank in zip(by_rank, ranks, strict=True)][:_MOST_BARS]  # fmt: skip
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["time"]["shares"].items())
     note = f" The first {_MOST_BARS} of {len(ranks)} ranks." if len(ranks) > _MOST_BARS else ""
     return class_bars(bars) + f"<p class='note'>All ranks: {shares}.{note}</p>"
@@ -127,10 +126,10 @@ def _phases(report: Report) -> str:
     busy = {name: sum(rank["cpu_seconds"].get(name, 0.0) for rank in ranks) for name in run["seconds"]}
     rows = [[name, _time(seconds), _time(longest[name]), _time(busy[name])]
             for name, seconds in run["seconds"].items()]  # fmt: skip
-    table = _table(["phase", "rank 0", "longest of all ranks", "CPU time of all ranks"], rows,
+    table = _table(["phase", f"rank {ranks[0]['rank']}", "longest of all ranks", "CPU time of all ranks"], rows,
                    classes=("", "number", "number", "number"))  # fmt: skip
     steps = ", ".join(f"{escape(name)} {_time(value)}" for name, value in ranks[0]["seconds"].items())
-    return f"{table}<p class='note'>Inside the run, rank 0: {steps}.</p>"
+    return f"{table}<p class='note'>Inside the run, rank {ranks[0]['rank']}: {steps}.</p>"
 
 
 def _events(report: Report) -> str:
@@ -141,19 +140,23 @@ def _events(report: Report) -> str:
 
 def _cost(report: Report) -> str:
     used, energy, read = report["usage"], report["energy"], report["bytes_read"]
-    joules = energy["joules"]
     per_million = used["joules_per_million_output_tokens"]
     hours = used["node_hours_per_million_output_tokens"]
     rows = [
         ["wall time", format_seconds(used["wall_s"])],
         ["node-hours", f"{used['node_hours']:.4g} on {used['nodes']} node{'s' * (used['nodes'] > 1)}"],
         ["node-hours per million output tokens", f"{hours:.4g}" if hours is not None else "–"],
-        ["energy of the whole nodes", f"{joules:,.0f} J" if joules is not None else energy["why_not"]],
+        [f"energy of {energy['counted'] or 'the nodes'}", _energy(energy)],
         ["joules per million output tokens", f"{per_million:,.0f} J" if per_million is not None else "not known"],
         ["read from the store", f"{format_bytes(read['store'])}, from the stage {format_bytes(read['stage'])}"],
         ["rows read from the input", format_bytes(read["input"])],
     ]
     return _table(["", ""], rows)
+
+
+def _energy(energy: Report) -> str:
+    words = f"{energy['joules']:,.0f} J" if energy["joules"] is not None else ""
+    return "; others: ".join(filter(None, (words, energy["why_not"])))
 
 
 def _asked(report: Report) -> str:

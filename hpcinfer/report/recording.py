@@ -48,6 +48,10 @@ class Recording:
         """Events that made room."""
         return self._num_added - len(self._first) - len(self._last)
 
+    def first_s(self, zero: float) -> float:
+        """When the first of the events that are left began, in seconds from `zero` on; 0 if there is none."""
+        return round(min((e.start - zero for e in (*self._first, *self._last)), default=0.0), 7)
+
     def to_json(self, zero: float) -> dict[str, Any]:
         """All events that are left, in seconds from `zero` on, as JSON values."""
         events = [[e.name, round(e.start - zero, 7), round(e.seconds, 7), e.step, *e.values]

@@ -13,7 +13,7 @@ class Series(NamedTuple):
     """Values of one replica at equal steps of time."""
 
     replica: int
-    interval_s: float
+    interval_s: float  # of all points but the last, which takes in what would be less than half of one
     tokens_per_s: list[float]  # output tokens
     batch_sequences: list[float]  # of a step, on average
     batch_tokens: list[float]  # of a step, on average
@@ -35,11 +35,11 @@ def total_tokens_per_s(series: Sequence[Series]) -> list[float]:
 
 
 def _series(rank: dict[str, Any], interval_s: float, run_s: float) -> Series:
-    line, num_points = rank["timeline"], max(1, math.ceil(run_s / interval_s - 1e-9))
+    line, num_points = rank["timeline"], max(1, math.floor(run_s / interval_s + 0.5 + 1e-9))
     first = line["start_time"] - rank["began"]
-    grid = _Grid(first, line["interval_s"], interval_s, num_points)
+    grid = _Grid(first, line["interval_s"], interval_s, num_points, run_s)
     steps = grid.sums(line["steps"])
-    widths = [min(interval_s, run_s - i * interval_s) or interval_s for i in range(num_points)]
+    widths = [*[interval_s] * (num_points - 1), run_s - (num_points - 1) * interval_s or interval_s]
     return Series(
         rank["place"]["replica"], interval_s,
         [tokens / width for tokens, width in zip(grid.sums(line["tokens"]), widths, strict=True)],
@@ -49,20 +49,20 @@ def _series(rank: dict[str, Any], interval_s: float, run_s: float) -> Series:
 
 
 class _Grid(NamedTuple):
-    """From intervals of one width to wider ones that begin at zero."""
+    """From intervals of one width to wider ones that begin at zero; the last has half to one and a half of it."""
 
     first_s: float
     from_s: float
     to_s: float
     num_points: int
+    run_s: float  # what touches an interval happened before
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Share each value among the points that its interval touches; what is outside counts at the edge."""
         found = [0.0] * self.num_points
         for i, value in enumerate(values):
             if value:
-                start = (self.first_s + i * self.from_s) / self.to_s
-                stop = start + self.from_s / self.to_s
+                start, stop = self._ends(i)
                 for point in range(math.floor(start), math.ceil(stop)):
                     overlap = min(stop, point + 1) - max(start, point)
                     found[self._inside(point)] += value * overlap / (stop - start)
@@ -72,10 +72,18 @@ class _Grid(NamedTuple):
         """The largest value of the intervals that touch each point."""
         found = [0.0] * self.num_points
         for i, value in enumerate(values):
-            start = (self.first_s + i * self.from_s) / self.to_s
-            for point in range(math.floor(start), math.ceil(start + self.from_s / self.to_s)):
+            start, stop = self._ends(i)
+            for point in range(math.floor(start), math.ceil(stop)):
                 found[self._inside(point)] = max(found[self._inside(point)], value)
         return found
+
+    def _ends(self, i: int) -> tuple[float, float]:
+        """Where an interval begins and ends, in steps of the wider ones; it ends with the run."""
+        start = self.first_s + i * self.from_s
+        stop = start + self.from_s
+        if start < self.run_s - 1e-6:
+            stop = min(stop, self.run_s)
+        return start / self.to_s, stop / self.to_s
 
     def _inside(self, point: int) -> int:
         return min(max(point, 0), self.num_points - 1)

@@ -88,7 +88,7 @@ def pace_of(rank: int, report: dict[str, Any]) -> Pace | None:
 
 def paces(reports: Iterable[dict[str, Any]]) -> Iterator[Pace]:
     """Read the paces from the reports of all ranks."""
-    return filter(None, (pace_of(rank, report) for rank, report in enumerate(reports)))
+    return filter(None, (pace_of(report["rank"], report) for report in reports))
 
 
 def _slow_of(group: list[Pace], peers: _Peers) -> Iterator[SlowRank]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcinfer.report.bounds import bounds, main_bound
+from hpcinfer.report.rates import serving_s
 from hpcinfer.report.slow_ranks import paces, slow_ranks
 from hpcinfer.units import format_bytes, format_seconds
 
@@ -24,11 +25,11 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]], page: Path |
     """Write the summary.
 
     Args:
-        run: of the whole run: mesh, seconds by phase, rows of the output.
-        ranks: reports by rank: seconds, counts, finish_reasons, errors, tokens, place, kernels.
+        run: of the whole run: mesh, seconds by phase, seconds until it was loaded, rows of the output.
+        ranks: reports of ranks: rank, seconds, counts, finish_reasons, errors, tokens, place, kernels.
         page: where the page of the run is, if there is one.
     """
-    tokens, seconds = merge_counts(ranks, "tokens"), run["seconds"]["run"]
+    tokens, seconds = merge_counts(ranks, "tokens"), serving_s(run)
     rate = tokens["output"] / seconds if seconds else 0.0
     total_rate = (tokens["output"] + tokens["prompt"]) / seconds if seconds else 0.0
     lines = [
@@ -40,7 +41,7 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]], page: Path |
         f" {rate:.1f} output tokens/s, {total_rate:.1f} total tokens/s",
         f"mesh      {run['mesh']}, {run['world_size']} ranks; KV cache {format_bytes(run['kv_cache_bytes'])} per rank",
         f"time      {_times(run['seconds'])}",
-        f"steps     {_times(ranks[0]['seconds'])} (rank 0)",
+        f"steps     {_times(ranks[0]['seconds'])} (rank {ranks[0]['rank']})",
         f"defaults  {_defaults(run)}",
         *_bound(run, ranks),
     ]

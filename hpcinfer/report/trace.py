@@ -22,27 +22,26 @@ def write_trace(file: TextIO, ranks: Sequence[dict[str, Any]], recorded: Iterabl
 
     Args:
         file: is written to.
-        ranks: reports by rank: host and place.
-        recorded: what each rank has kept, by rank; read once.
+        ranks: reports: rank, host, place and first event.
+        recorded: what each of them has kept, in the same order; read once.
         happenings: faults and recoveries.
     """
     file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-    earliest, num_dropped = 0.0, 0
-    for rank, (report, kept) in enumerate(zip(ranks, recorded, strict=True)):
+    zero, num_dropped = min((report.get("first_event_s", 0.0) for report in ranks), default=0.0), 0
+    for report, kept in zip(ranks, recorded, strict=True):
         num_dropped += kept["num_dropped"]
-        earliest = min(earliest, *(event[1] for event in kept["events"]), 0.0)
-        for event in _rank_events(rank, report, kept):
+        for event in _rank_events(report, kept, zero):
             file.write(json.dumps(event) + ",\n")
     for happening in happenings:
-        file.write(json.dumps(_instant(happening)) + ",\n")
-    other = {"clocks": _CLOCKS, "first_event_s": earliest, "events_dropped": num_dropped,
+        file.write(json.dumps(_instant(happening, zero)) + ",\n")
+    other = {"clocks": _CLOCKS, "run_begins_s": -zero, "events_dropped": num_dropped,
              "kept": "the first and the last events of each rank, where there were too many"}  # fmt: skip
     file.write(json.dumps(_meta("process_sort_index", _SPARES, 0, sort_index=_SPARES)) + "\n],\n")
     file.write(f'"otherData": {json.dumps(other)}}}\n')
 
 
-def _rank_events(rank: int, report: dict[str, Any], kept: Recorded) -> Iterator[dict[str, Any]]:
-    place = report.get("place") or {}
+def _rank_events(report: dict[str, Any], kept: Recorded, zero: float) -> Iterator[dict[str, Any]]:
+    rank, place = report["rank"], report.get("place") or {}
     replica = place.get("replica", _SPARES)
     where = f" (pp {place['pp_rank']}, tp {place['tp_rank']})" if place else ""
     process = f"replica {replica}" if place else "spare ranks"
@@ -52,10 +51,10 @@ def _rank_events(rank: int, report: dict[str, Any], kept: Recorded) -> Iterator[
     is_leader = "timeline" in report
     for name, start, seconds, step, *values in kept["events"]:
         if name != BATCH:
-            yield {"name": name, "ph": "X", "ts": _us(start), "dur": _us(seconds), "pid": replica, "tid": rank,
+            yield {"name": name, "ph": "X", "ts": _us(start - zero), "dur": _us(seconds), "pid": replica, "tid": rank,
                    "args": {"step": step}}  # fmt: skip
         elif is_leader:
-            yield from _counters(start, replica, values)
+            yield from _counters(start - zero, replica, values)
 
 
 def _counters(start: float, replica: int, values: list[int]) -> Iterator[dict[str, Any]]:
@@ -63,9 +62,10 @@ def _counters(start: float, replica: int, values: list[int]) -> Iterator[dict[st
         yield {"name": name, "ph": "C", "ts": _us(start), "pid": replica, "args": {name: value}}
 
 
-def _instant(happening: Happening) -> dict[str, Any]:
-    return {"name": happening.kind, "ph": "i", "ts": _us(happening.time_s), "pid": max(happening.replica, 0), "tid": 0,
-            "s": "g", "args": {"what": happening.text, "replica": happening.replica}}  # fmt: skip
+def _instant(happening: Happening, zero: float) -> dict[str, Any]:
+    return {"name": "recovery", "ph": "i", "ts": _us(happening.time_s - zero), "s": "g",
+            "pid": max(happening.replica, 0), "tid": 0,
+            "args": {"what": happening.text, "replica": happening.replica}}  # fmt: skip
 
 
 def _meta(name: str, pid: int, tid: int, /, **args: Any) -> dict[str, Any]:

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from hpcinfer.report.rates import serving_s
+
 _MILLION = 1e6
+_COUNTED = {"RAPL": "processors and memory", "GPU": "GPUs"}
 
 
-def nodes(ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The nodes by name: processor, memory, ranks; what no rank of a node has looked at is None."""
-    found: dict[str, dict[str, Any]] = {}
+def hosts_of(run: dict[str, Any]) -> list[str]:
+    """The host of each rank that was launched."""
+    return [place["host"] for place in run["placement"]]
+
+
+def nodes(hosts: Sequence[str], ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The nodes by name: processor, memory, ranks; what no rank of a node has looked at is None.
+
+    Args:
+        hosts: of all ranks that were launched.
+        ranks: reports of those that live.
+    """
+    unknown = {"cpu": None, "cpus": None, "memory_bytes": None}
+    found = {host: {"host": host, **unknown, "ranks": count} for host, count in Counter(hosts).items()}
     for rank in ranks:
-        unknown = {"cpu": None, "cpus": None, "memory_bytes": None}
-        node = found.setdefault(rank["host"], {"host": rank["host"], **unknown, "ranks": 0})
-        node["ranks"] += 1
-        node.update(rank.get("node") or {})
+        found[rank["host"]].update(rank.get("node") or {})
     return [found[host] for host in sorted(found)]
 
 
-def energy(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Energy of all nodes, once for each; `joules` is None unless every node could be measured."""
+def energy(hosts: Collection[str], ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Energy of all nodes, once for each; `joules` is None unless every node could be measured.
+
+    Args:
+        hosts: of all ranks that were launched.
+        ranks: reports of those that live.
+    """
     measured: dict[str, dict[str, Any]] = {}
     for rank in ranks:
         if rank.get("energy"):
             measured.setdefault(rank["host"], rank["energy"])
-    hosts = {rank["host"] for rank in ranks}
+    hosts = set(hosts)
     known = {host: each["joules"] for host, each in measured.items() if each["joules"] is not None}
     reasons = sorted({each["why_not"] for each in measured.values() if each["why_not"]})
     if len(known) < len(hosts) and not reasons:
@@ -36,22 +53,27 @@ def energy(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, value in each["parts"].items():
             kind = name.split()[0]
             parts[kind] = parts.get(kind, 0.0) + value
-    return {"joules": joules, "by_kind": parts, "nodes_measured": len(known), "why_not": "; ".join(reasons)}
+    counted = " and ".join(words for kind, words in _COUNTED.items() if kind in parts)
+    return {"joules": joules, "counted": counted, "by_kind": parts, "nodes_measured": len(known),
+            "why_not": "; ".join(reasons)}  # fmt: skip
 
 
-def usage(ranks: Sequence[dict[str, Any]], wall_s: float, joules: float | None) -> dict[str, Any]:
+def usage(run: dict[str, Any], ranks: Sequence[dict[str, Any]], wall_s: float, joules: float | None) -> dict[str, Any]:
     """Time, node-hours and energy of a run.
 
     Args:
-        ranks: reports by rank.
+        run: placement, seconds by phase, seconds until it was loaded.
+        ranks: reports of the ranks that live.
         wall_s: from the start of the processes until the report.
         joules: of all nodes, if known.
     """
-    hosts, output = {rank["host"] for rank in ranks}, sum(rank["tokens"]["output"] for rank in ranks)
+    hosts, output = set(hosts_of(run)), sum(rank["tokens"]["output"] for rank in ranks)
+    seconds = serving_s(run)
     node_hours = len(hosts) * wall_s / 3600
     millions = output / _MILLION
     return {
         "wall_s": wall_s, "nodes": len(hosts), "node_hours": node_hours, "output_tokens": output,
+        "output_tokens_per_s": output / seconds if seconds else 0.0,
         "node_hours_per_million_output_tokens": node_hours / millions if output else None,
         "joules_per_million_output_tokens": joules / millions if output and joules is not None else None,
     }  # fmt: skip

@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 
 
 def fit(law: str, ranks: Sequence[int], rates: Sequence[float]) -> Fit | None:
-    """Fit a law to throughputs; None with fewer different N than parameters.
+    """Fit a law to throughputs; None with fewer different N than parameters, or without a rate.
 
     N / X(N) is linear in 1/rate, contention/rate and coherency/rate; squares of relative errors are added. Contention
     is between 0 and 1, coherency not negative: of the solutions within this region and on each of its edges the best
@@ -56,10 +56,10 @@ def fit(law: str, ranks: Sequence[int], rates: Sequence[float]) -> Fit | None:
     Args:
         law: Amdahl or USL.
         ranks: N of each measurement.
-        rates: throughputs, above 0.
+        rates: throughputs; a law has none that is 0.
     """
     num_parameters, num_points = _PARAMETERS[law], len(set(ranks))
-    if num_points < num_parameters:
+    if num_points < num_parameters or min(rates) <= 0:
         return None
     n, x = np.asarray(ranks, dtype=float), np.asarray(rates, dtype=float)
     columns = np.stack([np.ones_like(n), n - 1, n * (n - 1)][:num_parameters], axis=1) * (x / n)[:, None]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import IO
 
 from hpcinfer.errors import ConfigError
+from hpcinfer.recovery.durable import replace_bytes
 
 
 def count_rows(source: Path) -> int:
@@ -37,10 +37,8 @@ def write_input(folder: Path, source: Path, num_rows: int) -> Path:
     path = input_file(folder, source, num_rows)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         first = list(islice(_rows(source), num_rows))
-        temporary.write_bytes(b"".join(islice(cycle(first), num_rows)))
-        temporary.replace(path)
+        replace_bytes(path, b"".join(islice(cycle(first), num_rows)))
     return path
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from hpcinfer.report.classes import COMMUNICATION as TRAFFIC
+from hpcinfer.report.classes import COMPUTE, INPUT_OUTPUT, SCHEDULING, WAITING, time_classes
+from hpcinfer.report.metrics import IDLE, SPARE
 
 COMPUTING, SLOWER = "computing", "slower computing"
 COMMUNICATION, BUBBLES, IMBALANCE = "communication", "pipeline bubbles", "imbalance"
 STORAGE, OTHER, START = "input and output", "scheduling, other", "start-up"
 LOSSES = (SLOWER, COMMUNICATION, BUBBLES, IMBALANCE, STORAGE, OTHER, START)
 SHARES = (COMPUTING, *LOSSES)
-
-_OF_PHASE = {  # of a rank
-    "input and output": STORAGE,
-    "waiting for work": IMBALANCE,
-    "waiting as a spare": IMBALANCE,
-    "waiting for the leader": BUBBLES,
-    "waiting for results": BUBBLES,
-    "pipeline": BUBBLES,
-}
-_MIXED = ("forward", "sampling")  # computing and sums over tp ranks together
 
 
 def rank_seconds(report: Mapping[str, Any], wall_s: float) -> dict[str, float]:
@@ -35,45 +29,48 @@ def rank_seconds(report: Mapping[str, Any], wall_s: float) -> dict[str, float]:
     phases, ranks = report["run"]["seconds"], report["ranks"]
     run_s, merge_s = min(phases["run"], wall_s), min(phases.get("merge", 0.0), max(wall_s - phases["run"], 0.0))
     total = dict.fromkeys(SHARES, 0.0)
+    idle_s = _idle_at_the_end(ranks, run_s)
     for rank in ranks:
-        for name, seconds in (*_of_run(rank, run_s).items(), (STORAGE, merge_s), (START, wall_s - run_s - merge_s)):
+        own = _of_run(rank, run_s, idle_s.get(_place(rank).get("replica", -1), 0.0))
+        for name, seconds in (*own.items(), (STORAGE, merge_s), (START, wall_s - run_s - merge_s)):
             total[name] += seconds
     return total
 
 
-def _of_run(rank: Mapping[str, Any], run_s: float) -> dict[str, float]:
+def _of_run(rank: Mapping[str, Any], run_s: float, idle_at_end_s: float) -> dict[str, float]:
     """Shares of one rank's part of the phase `run`; what it does not account for is other."""
+    seconds, classes = rank["seconds"], time_classes({**rank, "phases": {"run": run_s}})
+    pipeline_s, idle_s = seconds.get("pipeline", 0.0), seconds.get(IDLE, 0.0) + seconds.get(SPARE, 0.0)
+    waiting_s = pipeline_s + classes[WAITING] - idle_s  # for others of its replica
+    more_s = max(0.0, min(idle_at_end_s - idle_s, waiting_s))  # they waited for work meanwhile
     found = dict.fromkeys(SHARES, 0.0)
-    for name, seconds in _parts(rank):
-        found[name] += max(seconds, 0.0)
-    waiting = BUBBLES if rank.get("place", {}).get("pp", 1) > 1 else COMMUNICATION
-    idle_s = min(_idle_at_the_end(rank, run_s) - found[IMBALANCE], found[waiting])
-    if idle_s > 0:  # a follower waits for its leader while that one waits for work
-        found.update({waiting: found[waiting] - idle_s, IMBALANCE: found[IMBALANCE] + idle_s})
+    found[COMPUTING], found[COMMUNICATION] = classes[COMPUTE], classes[TRAFFIC] - pipeline_s
+    found[IMBALANCE], found[STORAGE], found[OTHER] = idle_s + more_s, classes[INPUT_OUTPUT], classes[SCHEDULING]
+    found[_waiting_share(rank)] += waiting_s - more_s
     accounted = sum(found.values())
     if accounted > run_s:  # clocks of two phases that do not begin together
-        return {name: seconds * run_s / accounted for name, seconds in found.items()}
-    found[OTHER] += run_s - accounted
+        return {name: value * run_s / accounted for name, value in found.items()}
     return found
 
 
-def _parts(rank: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    seconds, place = rank["seconds"], rank.get("place", {})
-    is_staged, is_split = place.get("pp", 1) > 1, place.get("tp", 1) > 1
-    mixed, kernels = sum(seconds.get(name, 0.0) for name in _MIXED), sum(rank["kernels"].values())
-    summing = min(rank.get("traffic", {}).get("seconds", mixed - kernels if is_split else 0.0), mixed)
-    yield COMMUNICATION, summing
-    yield COMPUTING, min(kernels or mixed, mixed - summing)  # some kernels have no clock
-    for phase, name in _OF_PHASE.items():
-        if name == BUBBLES and not is_staged:
-            name = COMMUNICATION if is_split else OTHER
-        yield name, seconds.get(phase, 0.0)
+def _waiting_share(rank: Mapping[str, Any]) -> str:
+    if _place(rank).get("pp", 1) > 1:
+        return BUBBLES
+    return COMMUNICATION if _place(rank).get("tp", 1) > 1 else OTHER
 
 
-def _idle_at_the_end(rank: Mapping[str, Any], run_s: float) -> float:
-    """Seconds since its last step; 0 where the report does not say."""
-    last = rank.get("timeline", {}).get("last_step_time", 0.0)
-    return max(0.0, run_s - (last - rank["began"])) if last and "began" in rank else 0.0
+def _idle_at_the_end(ranks: Iterable[Mapping[str, Any]], run_s: float) -> dict[int, float]:
+    """Seconds since the last step of each replica, which its leader alone tells."""
+    last: dict[int, float] = {}
+    for rank in ranks:
+        replica = _place(rank).get("replica")
+        if replica is not None and rank.get("timeline"):
+            last[replica] = max(last.get(replica, 0.0), rank["timeline"]["last_step_time"] - rank["began"])
+    return {replica: max(0.0, run_s - last_s) for replica, last_s in last.items()}
+
+
+def _place(rank: Mapping[str, Any]) -> Mapping[str, Any]:
+    return rank.get("place") or {}  # spare ranks have none
 
 
 def tell_slower(seconds: Mapping[str, float], tokens: int, least_s: float | None) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from hpcinfer.recovery.durable import replace_bytes
 from hpcinfer.scaling.fit import Fit
 from hpcinfer.scaling.losses import SHARES
 from hpcinfer.scaling.plan import STRONG
@@ -41,9 +43,9 @@ def draw(results: Sequence[Result], folder: Path, kind: str) -> list[Path]:
     _draw_losses(bars.subplots(), measured)
     paths = [folder / f"scaling.{kind}", folder / f"losses.{kind}"]
     for path, each in zip(paths, (figure, bars), strict=True):
-        temporary = path.with_name(f"{path.stem}.tmp.{kind}")
-        each.savefig(temporary, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-        temporary.replace(path)
+        drawn = io.BytesIO()
+        each.savefig(drawn, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+        replace_bytes(path, drawn.getvalue())
     return paths
 
 

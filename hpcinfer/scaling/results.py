@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -25,14 +23,14 @@ _LAUNCHER = re.compile(r"srun: |slurmstepd: |mpiexec |mpirun |prterun |-{20,}|\s
 class Sample(NamedTuple):
     """What one run measured."""
 
-    rate: float  # output tokens/s in the phase `run`
+    rate: float  # output tokens/s in the phase `run`, since all weights were there
     output_tokens: int
     tokens: int  # prompt and output
     run_s: float
     wall_s: float  # from the launcher's start to its end
     seconds: dict[str, float]  # rank-seconds by share
     hosts: int
-    digest: str  # of the output
+    digest: str  # of the output; "" if the report has none
 
 
 class Failure(NamedTuple):
@@ -116,7 +114,7 @@ def same_bytes(results: Iterable[Result]) -> dict[int, set[str]]:
     """Digests of all outputs, by number of rows."""
     found: defaultdict[int, set[str]] = defaultdict(set)
     for result in results:
-        found[result.point.rows].update(sample.digest for sample in result.samples)
+        found[result.point.rows].update(sample.digest for sample in result.samples if sample.digest)
     return {rows: digests for rows, digests in sorted(found.items()) if digests}
 
 
@@ -143,16 +141,19 @@ def _result(study: Study, point: Point) -> Result:
 
 def read_sample(run: Run) -> Sample | None:
     """Read what a run measured; None if it is not done, or left no report."""
-    reports = sorted(Path(f"{run.output}.job", "reports").glob("*.json"))
-    report, ending = read_json(reports[-1]) if reports else {}, read_json(run.ending)
-    if not run.is_done or not report:
+    path, ending = run.report, read_json(run.ending)
+    report = read_json(path) if path and run.is_done else {}
+    if not report:
         return None
-    ranks = report["ranks"]
+    ranks, seconds = report["ranks"], ending["seconds"]
     output, prompt = (sum(rank["tokens"][kind] for rank in ranks) for kind in ("output", "prompt"))
     run_s = report["run"]["seconds"]["run"]
+    loaded_s = report["run"].get("loaded_s") or 0.0
+    computing_s = run_s - loaded_s if loaded_s < run_s else run_s
+    digest = report.get("files", {}).get("output", {}).get("digest") or ""
     return Sample(
-        output / run_s, output, output + prompt, run_s, ending["seconds"], rank_seconds(report, ending["seconds"]),
-        len({rank["host"] for rank in ranks}), _digest(run.output),
+        output / computing_s, output, output + prompt, run_s, seconds, rank_seconds(report, seconds),
+        len({rank["host"] for rank in ranks}), digest,
     )  # fmt: skip
 
 
@@ -162,16 +163,10 @@ def _failure(run: Run) -> Failure | None:
         return None
     lines = run.log.read_text(errors="replace").splitlines() if run.log.exists() else []
     lines = [line for line in lines if not _LAUNCHER.match(line)] or lines
-    reason = f"exit code {ending['exit_code']} after {ending['seconds']:.1f} s, {run.log}"
+    code = ending["exit_code"]
+    what = f"exit code {code}" if code else "exit code 0 but no report"
+    reason = f"{what} after {ending['seconds']:.1f} s, {run.log}"
     return Failure(f"{run.point.run_name()}, run {run.repeat + 1}", reason, tuple(lines[-_LAST_LINES:]))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _base(results: Sequence[Result], scaling: str) -> Result | None:

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpcinfer.recovery.leases import incarnation_name
+from hpcinfer.scaling.claim import KEPT
 from hpcinfer.scaling.cores import Cores, count_cores, threads_of
 from hpcinfer.scaling.inputs import input_file, write_input
 from hpcinfer.scaling.plan import Shape
@@ -86,7 +87,8 @@ class Runner:
             exit_code, seconds = _wait(LaunchedStep(step, command, file), self.timeout_s)
         write_json(run.ending, {"exit_code": exit_code, "seconds": seconds, "started": started.isoformat(),
                                 "command": command.argv})  # fmt: skip
-        log.info("%s: %s after %.1f s", words, "done" if not exit_code else f"failed with {exit_code}", seconds)
+        ended = "done" if run.is_done else f"failed with {exit_code}" if exit_code else "failed, it left no report"
+        log.info("%s: %s after %.1f s", words, ended, seconds)
 
     def _look_at(self, shape: Shape, placement: Placement) -> None:
         """Find out what cores the ranks of a shape have, once."""
@@ -132,7 +134,7 @@ def _end(step: LaunchedStep) -> None:
 def _clear(run: Run) -> None:
     """Remove what an earlier start of this run has left: a run that resumes measures nothing."""
     for path in run.folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
+        if not path.is_dir():
             path.unlink()
+        elif path.name not in KEPT:
+            shutil.rmtree(path)

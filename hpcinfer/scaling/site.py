@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hpcinfer.errors import ConfigError
 from hpcinfer.scaling.plan import Shape
 from hpcinfer.supervision.launchers import Command, choose_launcher
 from hpcinfer.supervision.nodes import Placement, Seat, parse_nodes
@@ -50,7 +51,9 @@ def find_site(launcher: str, hosts: str | None, environment: Mapping[str, str]) 
         ConfigError: hosts that cannot be read, or an allocation that does not say which it has.
     """
     if hosts:
-        return Site(launcher, environment, tuple(node.name for node in parse_nodes(hosts, None)))
+        if ":" in hosts:
+            raise ConfigError(f"--hosts {hosts}", expected="HOST,...", hint="--ranks-per-node sets the ranks")
+        return Site(launcher, environment, tuple(node.name for node in parse_nodes(hosts, None, "--hosts")))
     if "SLURM_JOB_ID" not in environment:
         return Site(launcher, environment)
     nodes = Allocation(environment).nodes(None)

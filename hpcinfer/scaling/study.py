@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpcinfer.errors import ConfigError, ManifestError
+from hpcinfer.recovery.durable import replace_bytes
+from hpcinfer.scaling.claim import claim
 from hpcinfer.scaling.plan import Point, Rows, Shape, parse_recipe, parse_shape
 
 _FILE = "study.json"
@@ -42,23 +41,18 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether it ended well."""
+        """Whether it ended well, with a report."""
         values = read_json(self.ending)
-        return bool(values) and values["exit_code"] == 0
+        return bool(values) and values["exit_code"] == 0 and self.report is not None
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[bool]:
+    @property
+    def report(self) -> Path | None:
+        """What it measured; None if there is nothing."""
+        return max(Path(f"{self.output}.job", "reports").glob("*.json"), default=None)
+
+    def claimed(self) -> AbstractContextManager[bool]:
         """Hold the run for this process, as long as the process lives; False if another one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                yield False
-                return
-            except OSError:  # a file system without locks
-                pass
-            yield True
+        return claim(self.folder)
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,9 @@ class Study:
         return replace(self, points=points, repeats=max(self.repeats, wanted.repeats))
 
     def save(self) -> None:
-        """Write study.json; appears whole."""
+        """Write study.json, unless it says the same already; appears whole."""
+        if load_study(self.folder) == self:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         points = [{"scaling": point.scaling, "shape": str(point.shape), "mesh": str(point.recipe), "rows": point.rows}
                   for point in self.points]  # fmt: skip
@@ -142,9 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write an object; appears whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
+    replace_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _show(value: Any) -> str:

@@ -15,9 +15,9 @@ from hpcinfer.scaling.study import Study
 _HEAD = ("mesh", "nodes", "ranks", "cores", "rows", "runs", "tokens/s", "least-most", "ideal", "efficiency", "run s",
          "wall s")  # fmt: skip
 _LEGEND = (
-    "tokens/s: output tokens in the phase `run`, median of the runs; ideal: rate per core of the point on fewest cores",
-    "(of several the fastest), times the cores; rank-seconds: of all ranks, from the launcher's start to its end;",
-    "slower: computing beyond what that point needs for as many tokens",
+    "tokens/s: output tokens in the phase `run` from when all weights were there, median of the runs; ideal: rate",
+    "per core of the point on fewest cores (of several the fastest), times the cores; rank-seconds: of all ranks,",
+    "from the launcher's start to its end; slower: computing beyond what that point needs for as many tokens",
 )
 CSV_COLUMNS = (
     "scaling", "mesh", "dp", "pp", "tp", "nodes", "ranks_per_node", "ranks", "threads", "cores", "machines", "hosts",
@@ -118,7 +118,7 @@ def _bytes(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     for rows, digests in same_bytes(results).items():
         is_same = len(digests) == 1
-        words = f"the same bytes in all runs, sha256 {min(digests)[:16]}" if is_same else "THE OUTPUTS DIFFER"
+        words = f"the same bytes in all runs, digest {min(digests)[:16]}" if is_same else "THE OUTPUTS DIFFER"
         yield f"outputs of {rows} rows: {words}"
 
 

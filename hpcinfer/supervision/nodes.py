@@ -31,7 +31,7 @@ class Seat(NamedTuple):
 Placement = tuple[Seat, ...]
 
 
-def parse_nodes(text: str, ranks_per_node: int | None) -> list[Node]:
+def parse_nodes(text: str, ranks_per_node: int | None, flag: str = "--nodes") -> list[Node]:
     """Read HOST[:RANKS],... as the user gives it.
 
     Raises:
@@ -41,10 +41,10 @@ def parse_nodes(text: str, ranks_per_node: int | None) -> list[Node]:
     for item in text.split(","):
         match = re.fullmatch(r"([^\s:,]+)(?::([1-9][0-9]*))?", item.strip())
         if not match:
-            raise ConfigError(f"--nodes {text}: {item!r}", expected="HOST or HOST:RANKS, separated by commas")
+            raise ConfigError(f"{flag} {text}: {item!r}", expected="HOST or HOST:RANKS, separated by commas")
         nodes.append(Node(match[1], int(match[2] or ranks_per_node or 1)))
     if len({node.name for node in nodes}) < len(nodes):
-        raise ConfigError(f"--nodes {text}: a host is there twice", hint="give its ranks as HOST:RANKS")
+        raise ConfigError(f"{flag} {text}: a host is there twice", expected="each once")
     return nodes
 
 

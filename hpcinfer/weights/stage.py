@@ -231,15 +231,24 @@ def _rows(parameters: Mapping[str, StoredParam], unit_bytes: Mapping[str, int]) 
 def _make_private(path: Path) -> None:
     """Make a folder where only we write, or refuse one where others may: what is read there goes into the model."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError:
         if not path.is_dir():  # else it was made before the place became read-only
             raise
+    place = os.stat(path.parent)  # who may rename there puts another folder in the place of ours
+    if not _is_trusted(place) and not (place.st_uid in (os.geteuid(), _ROOT) and place.st_mode & stat.S_ISVTX):
+        raise PermissionError(errno.EPERM, "others may write there", str(path.parent))
     found = os.stat(path, follow_symlinks=False)
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    if found.st_uid not in (os.geteuid(), _ROOT) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not _is_trusted(found):
         raise PermissionError(errno.EPERM, "others may write there", str(path))
+
+
+def _is_trusted(found: os.stat_result) -> bool:
+    """Whether nobody writes there but we and root."""
+    return found.st_uid in (os.geteuid(), _ROOT) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _copied(raw: memoryview) -> memoryview:

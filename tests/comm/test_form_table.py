@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from thread_group import run_ranks
@@ -58,6 +59,7 @@ def test_an_unreadable_place_is_no_table(cache):
     assert read_table("this machine") == {}
     with pytest.raises(OSError):
         write_table("this machine", TABLE)
+    assert os.listdir(cache) == [table_path("this machine").name]  # nothing half is left
 
 
 def test_a_table_of_another_machine_is_none():

@@ -63,4 +63,4 @@ def test_one_rank_ends_all_and_says_why():
     run = start_mpi(3, [sys.executable, "-c", LAST_WORDS]).wait(30)
     assert run.rc == 7
     assert run.stderr.count("StoreError") == 1 and "rank 1/3 on " in run.stderr
-    assert "chunk 3 is damaged" in run.stderr and "layer-0.h5" in run.stderr and 'File "<string>"' in run.stderr
+    assert "chunk 3 is damaged" in run.stderr and "layer-0.h5" in run.stderr and "Traceback" not in run.stderr

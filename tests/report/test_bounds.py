@@ -20,8 +20,8 @@ def tp_pair(calls, num_bytes, first_s, second_s=None):
 
 
 def loading(**values):
-    return {"bytes_read": 1 << 30, "bytes_received": 0, "bytes_sent": 0, "last_byte_s": 9.5, "last_layer_s": 10.0,
-            **values}  # fmt: skip
+    return {"bytes_read": 1 << 30, "bytes_received": 0, "bytes_sent": 0, "last_read_s": 9.4, "last_byte_s": 9.5,
+            "last_layer_s": 10.0, **values}  # fmt: skip
 
 
 @pytest.mark.parametrize(("counts", "bound", "word"), [
@@ -81,27 +81,45 @@ def test_scheduling_is_latency():
 
 
 @pytest.mark.parametrize(("values", "bound"), [
-    ({}, "storage"), ({"last_byte_s": 5.0}, "compute"), ({"bytes_received": 8 << 30}, "network"),
+    ({}, "storage"), ({"last_byte_s": 5.0}, "compute"), ({"bytes_received": 8 << 30, "last_read_s": 5.0}, "network"),
+    ({"bytes_received": 8 << 30}, "storage"),
 ])  # fmt: skip
 def test_load_is_bound_by_what_comes_last(values, bound):
-    found = judge(made_up_rank(loading=loading(**values)))["load"]
+    found = judge(made_up_rank(loading=loading(**values)), hosts=["n0", "n1"])["load"]
     assert (found.bound, found.seconds) == (bound, 10.0) and found.hint
 
 
 def test_one_rank_that_reads_most_is_imbalance():
     ranks = [made_up_rank(loading=loading(bytes_read=each)) for each in (1 << 30, 1 << 20, 1 << 20)]
-    assert judge(*ranks)["load"].bound == "imbalance"
+    found = judge(*ranks)["load"]
+    assert (found.bound, found.hint) == ("imbalance", ""), "-pp 1 divides all layers"
+    ranks[1]["place"]["pp"] = 2
+    assert "-pp" in judge(*ranks)["load"].hint
 
 
-def test_stage_is_not_advised_where_there_is_one():
-    read = {"store": 1 << 30, "stage": 1 << 30, "input": 0}
-    assert not judge(made_up_rank(loading=loading(), bytes_read=read))["load"].hint
+@pytest.mark.parametrize(("hosts", "has_stage", "words"), [
+    (["n0", "n1"], False, "--stage"), (["n0", "n1"], True, ""), (["n0", "n0"], False, ""),
+])  # fmt: skip
+def test_stage_is_advised_where_there_is_none_and_several_nodes_read(hosts, has_stage, words):
+    weights = {**SECONDS, "forward": 90.0, "sampling": 0.0, "waiting for weights": 80.0}
+    found = judge(made_up_rank(kernels={"products": 10.0}, loading=loading(), seconds=weights), hosts=hosts,
+                  has_stage=has_stage)  # fmt: skip
+    for each in (found["load"], found["run"]):
+        assert each.bound == "storage" and each.hint.startswith(words) and bool(each.hint) == bool(words)
+    assert "waited 1 min 20 s for weights" in found["run"].evidence
 
 
 @pytest.mark.parametrize(("cpu_s", "bound"), [(0.9, "compute"), (0.2, "storage")])
 def test_merge_is_bound_by_who_is_busy(cpu_s, bound):
     assert judge(made_up_rank(cpu_seconds={"merge": cpu_s}))["merge"].bound == bound
     assert "merge" not in judge(made_up_rank(), output_bytes=0)
+
+
+def test_ranks_that_do_not_merge_count_for_nothing():
+    busy, idle = made_up_rank(cpu_seconds={"merge": 0.9}), made_up_rank(cpu_seconds={"merge": 0.0})
+    found = judge(*[busy] * 3, *[idle] * 2, num_mergers=3)["merge"]
+    assert found.bound == "compute" and "more ranks" not in found.hint and "0.90 cores" in found.evidence
+    assert "more ranks" in judge(busy)["merge"].hint
 
 
 def test_tail_of_several_replicas_is_imbalance():
@@ -125,3 +143,7 @@ def test_longest_phase_counts_and_the_tail_is_none():
 def test_cores_that_others_use_are_seen_first():
     found = judge(made_up_rank(cpu_seconds={"run": 30.0}))["run"]
     assert found.bound == "compute" and "0.30 cores busy" in found.evidence and "hpcinfer doctor" in found.hint
+    spare = made_up_rank(place={}, cpu_seconds={"run": 0.0})
+    del spare["timeline"]
+    assert "cores busy per thread" not in judge(made_up_rank(), spare)["run"].evidence, "leaders alone are judged"
+    assert "0.23 cores busy" in judge(made_up_rank(), threads=4)["run"].evidence

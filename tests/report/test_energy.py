@@ -95,4 +95,22 @@ class Driver:
 def test_gpus_that_count_are_measured(tmp_path, monkeypatch):
     driver = Driver(500.0, 500.0, 620.0)  # looked for, begun, ended
     monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: driver)
-    assert open_meter(tmp_path).stop() == {"joules": 120.0, "parts": {"GPU 0": 120.0}, "why_not": ""}
+    found = open_meter(tmp_path).stop()
+    assert (found["joules"], found["parts"]) == (120.0, {"GPU 0": 120.0})
+    assert found["why_not"].startswith("not readable here (no "), "that the processors were not counted"
+
+
+def test_failed_read_is_no_zero():
+    meter = EnergyMeter([Counter("GPU 0", Reading(500.0, None, 620.0), 0.0)], read_s=60)
+    meter._look()
+    assert meter.stop()["joules"] == 120.0
+    lost = EnergyMeter([Counter("GPU 0", Reading(500.0, 600.0, None), 0.0)], read_s=60)
+    lost._look()
+    assert lost.stop() == {"joules": None, "parts": {}, "why_not": "GPU 0 could not be read to the end"}
+
+
+def test_second_way_to_the_same_package_is_not_counted(tmp_path):
+    domain(tmp_path, "0", "package-0", 100)
+    (tmp_path / "intel-rapl:0").rename(tmp_path / "intel-rapl-mmio:0")
+    domain(tmp_path, "0", "package-0", 100)
+    assert list(open_meter(tmp_path, "libno.so").stop()["parts"]) == ["RAPL intel-rapl:0 package-0"]

@@ -11,6 +11,7 @@ from made_up_report import BEGAN, made_up_measured, made_up_rank, made_up_run
 from hpcinfer.report.document import FORMAT, complete_report
 from hpcinfer.report.files import write_report
 from hpcinfer.report.page import render_page
+from hpcinfer.report.rates import loaded_s
 from hpcinfer.report.svg import shorten, tick_names, ticks
 
 VOID = {"meta"}
@@ -69,7 +70,7 @@ def test_drawings_are_whole_and_hold_numbers_only():
 
 
 def test_page_says_what_a_reader_looks_for():
-    ranks = [made_up_rank(0), made_up_rank(1, until_s=60.0, recoveries=[fault()])]
+    ranks = [made_up_rank(0), made_up_rank(1, host="n1", until_s=60.0, recoveries=[fault()])]
     words = "".join(Reader(render_page(report_of(*ranks))).words)
     for expected in ("tiny: 1000 rows as dp=2", "What bounds it", "storage", "replica 1", "communication",
                      "rank 3 of the world has died; 1 rank went on", "next token after 1.5 s", "--stage DIR",
@@ -88,7 +89,7 @@ def test_what_users_give_is_not_read_as_html():
     [made_up_rank(replica, host=f"a-long-name-of-a-node-{replica}.cluster.example") for replica in range(40)],
 ], ids=["spare ranks only", "nothing done", "many replicas"])  # fmt: skip
 def test_unusual_runs_have_a_page(ranks):
-    Reader(render_page(report_of(*ranks, run=made_up_run(len(ranks)))))
+    Reader(render_page(report_of(*ranks, run=made_up_run(len(ranks), [rank["host"] for rank in ranks]))))
 
 
 def test_report_has_its_keys_and_the_page_is_beside_it(tmp_path):
@@ -104,12 +105,36 @@ def test_energy_and_its_price():
     joules = {"joules": 360.0, "parts": {"RAPL 0": 300.0, "GPU 0": 60.0}, "why_not": ""}
     ranks = [made_up_rank(0, energy=joules), made_up_rank(0, 0, 1, energy=None)]
     found = report_of(*ranks)
-    assert found["energy"] == {"joules": 360.0, "by_kind": {"RAPL": 300.0, "GPU": 60.0}, "nodes_measured": 1,
+    assert found["energy"] == {"joules": 360.0, "counted": "processors and memory and GPUs",
+                               "by_kind": {"RAPL": 300.0, "GPU": 60.0}, "nodes_measured": 1,
                                "why_not": ""}  # fmt: skip
     used = found["usage"]
     assert used["nodes"] == 1 and used["node_hours"] == pytest.approx(120 / 3600)
     assert used["joules_per_million_output_tokens"] == pytest.approx(360e6 / 3920)
-    assert "360 J" in found["methods"]
+    assert "360 J of processors and memory and GPUs" in found["methods"]
+
+
+def test_gpus_alone_are_not_the_nodes():
+    found = report_of(made_up_rank(energy={"joules": 60.0, "parts": {"GPU 0": 60.0}, "why_not": "no RAPL"}))
+    words = "".join(Reader(render_page(found)).words)
+    assert "energy of GPUs" in words and "60 J; others: no RAPL" in words and "60 J of GPUs" in found["methods"]
+
+
+def test_ranks_that_died_are_counted_and_keep_their_names():
+    hosts = ["n0", "n1", "n2"]
+    ranks = [made_up_rank(rank=rank, host=f"n{rank}") for rank in (0, 2)]
+    found = report_of(*ranks, run=made_up_run(2, hosts))
+    assert found["usage"]["nodes"] == 3 and [node["host"] for node in found["nodes"]] == hosts
+    assert "took 3 MPI ranks" in found["methods"] and "; 1 rank died." in found["methods"]
+    words = "".join(Reader(render_page(found)).words)
+    assert "rank 2 (n2)" in words and "rank 1 (" not in words
+
+
+def test_rate_leaves_out_the_loading():
+    ranks = [made_up_rank(loading={**made_up_rank()["loading"], "last_layer_s": last}) for last in (1.0, 22.0)]
+    assert loaded_s(ranks) == 20.0 and loaded_s(ranks[:1]) == 0.0
+    used = report_of(*ranks, run=made_up_run(2, ["n0", "n0"], loaded_s=20.0))["usage"]
+    assert used["output_tokens_per_s"] == used["output_tokens"] / 80.0
 
 
 def test_node_that_nobody_measured_makes_the_sum_unknown():

@@ -17,10 +17,21 @@ def test_values_are_those_of_the_timeline():
 def test_no_token_is_lost_whatever_the_intervals(interval_s, shift_s, run_s):
     line = {**made_up_timeline(100.0, 50.0, interval_s), "start_time": BEGAN + shift_s}
     (found,) = all_series([made_up_rank(timeline=line, phases={"run": run_s})])
-    widths = [min(found.interval_s, run_s - i * found.interval_s) for i in range(len(found.tokens_per_s))]
+    before = len(found.tokens_per_s) - 1
+    widths = [*[found.interval_s] * before, run_s - before * found.interval_s]
+    assert not before or 0.49 < widths[-1] / found.interval_s < 1.51
     given_tokens = sum(rate * width for rate, width in zip(found.tokens_per_s, widths, strict=True))
     assert given_tokens == pytest.approx(sum(line["tokens"]), rel=1e-6, abs=1e-6)
     assert len(found.tokens_per_s) <= MOST_POINTS + 1
+
+
+@pytest.mark.parametrize("run_s", [3.1, 3.9])
+def test_even_work_is_even_to_the_end(run_s):
+    line = made_up_timeline(100.0, 4.0)
+    line["tokens"][3] = 100 * (run_s - 3.0)
+    (found,) = all_series([made_up_rank(timeline=line, phases={"run": run_s})])
+    assert found.tokens_per_s == pytest.approx([100.0] * round(run_s))
+    assert found.kv_use == [0.5] * round(run_s)
 
 
 def test_replicas_share_their_axis():

@@ -62,6 +62,6 @@ def test_slow_are_those_above_the_median_of_the_others(seconds):
 
 def test_paces_are_read_from_reports():
     place = {"replica": 5, "pp": 2, "tp": 1, "pp_rank": 1, "tp_rank": 0, "share": 0.5}
-    report = {"host": "n", "place": place, "kernels": {"products": 2.0, "other": 1.0},
+    report = {"rank": 2, "host": "n", "place": place, "kernels": {"products": 2.0, "other": 1.0},
               "counts": {"steps": 3, "tokens": 40}}  # fmt: skip
-    assert list(paces([{}, {"place": {}}, report])) == [Pace(2, "n", 5, 1, 0, 0.5, 3.0, 3, 40)]
+    assert list(paces([{"rank": 0}, {"rank": 1, "place": {}}, report])) == [Pace(2, "n", 5, 1, 0, 0.5, 3.0, 3, 40)]

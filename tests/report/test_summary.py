@@ -6,7 +6,7 @@ from made_up_report import made_up_rank, made_up_run
 from hpcinfer.report.summary import merge_counts, summary_lines
 
 RUN = {
-    "input_kind": "jsonl",
+    "input_kind": "jsonl", "loaded_s": 0.0, "num_mergers": 2,
     "num_rows": 10, "num_failed": 2, "mesh": "dp=2 pp=1 tp=1", "world_size": 2, "kv_cache_bytes": 1 << 20,
     "seconds": {"load": 1.5, "run": 4.0, "merge": 0.25},
     "sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.1, "max_tokens": 256},
@@ -17,7 +17,7 @@ RUN = {
 
 def rank(stops=3, lengths=1, **sections):
     return {
-        "seconds": {"forward": 2.0, "sampling": 0.5}, "finish_reasons": {"stop": stops, "length": lengths},
+        "rank": 0, "seconds": {"forward": 2.0, "sampling": 0.5}, "finish_reasons": {"stop": stops, "length": lengths},
         "errors": {"invalid_json": 1}, "rows": {"finished": 5, "cut_by_default": lengths},
         "tokens": {"prompt": 60, "output": 40}, "phases": {}, "cpu_seconds": {}, "kernels": {}, "loading": {},
         "bytes_read": {"store": 0, "stage": 0, "input": 0}, **sections,
@@ -45,6 +45,8 @@ def test_summary_adds_up_all_ranks():
         " max_tokens=256 (hpcinfer)"
     )
     assert "warning" not in lines
+    assert "40.0 output tokens/s" in lines_of(rank(), rank(), loaded_s=2.0)["tokens"], "loading is not counted"
+    assert "20.0 output tokens/s" in lines_of(rank(), rank(), loaded_s=4.5)["tokens"], "over before it was loaded"
 
 
 def test_nothing_done_is_said_without_dividing_by_zero():
@@ -70,7 +72,7 @@ def test_first_row_of_each_error_is_shown_and_many_errors_are_warned_of():
 def test_slow_ranks_are_named():
     place, counts = {"replica": 0, "pp_rank": 0, "share": 0.5}, {"steps": 5, "tokens": 100}
     lines = lines_of(*(rank(place={**place, "tp_rank": i}, host=f"n{i}", counts=counts,
-                            kernels={"products": 10.0 * i + 10.0}) for i in range(2)))  # fmt: skip
+                            rank=i, kernels={"products": 10.0 * i + 10.0}) for i in range(2)))  # fmt: skip
     assert "rank 1 on n1 takes 2.0 times as long" in lines["warning"]
 
 

@@ -30,7 +30,7 @@ def recorded(num_steps=3, num_ranks=1):
 
 
 def test_each_event_has_the_fields_of_the_format():
-    found = trace_of([made_up_rank(2)], [recorded()], [Happening(1.5, "recovery", 2, "why", None)])
+    found = trace_of([made_up_rank(2)], [recorded()], [Happening(1.5, 2, "why", None)])
     for event in found["traceEvents"]:
         assert event["ph"] in "XCiM" and isinstance(event["name"], str) and isinstance(event["pid"], int)
         assert event["ph"] == "M" or isinstance(event["ts"], float)
@@ -50,11 +50,23 @@ def test_steps_are_counted_and_batches_are_counters():
 
 
 def test_each_rank_has_a_row_and_followers_no_counters():
-    ranks = [made_up_rank(0), made_up_rank(0, 0, 1, host="n7"), made_up_rank(place={})]
+    ranks = [made_up_rank(0), made_up_rank(0, 0, 1, rank=1, host="n7"), made_up_rank(rank=3, place={})]
     found = trace_of(ranks, [recorded()] * 3)["traceEvents"]
     rows = [event["args"]["name"] for event in found if event["name"] == "thread_name"]
-    assert rows == ["rank 0 (pp 0, tp 0) on n0", "rank 1 (pp 0, tp 1) on n7", "rank 2 on n0"]
+    assert rows == ["rank 0 (pp 0, tp 0) on n0", "rank 1 (pp 0, tp 1) on n7", "rank 3 on n0"], "rank 2 has died"
     assert sum(event["ph"] == "C" for event in found) == 3 * 3 * 2  # of the leaders, the second one is spare now
+
+
+def test_first_event_is_at_zero():
+    recording = Recording()
+    for i in (3, 1, 2):
+        recording.add(Event("forward", float(i), 0.5, i))
+    assert recording.first_s(2.5) == -1.5
+    ranks = [made_up_rank(first_event_s=-1.5), made_up_rank(rank=1, first_event_s=0.0)]
+    found = trace_of(ranks, [recording.to_json(2.5), recording.to_json(1.0)], [Happening(1.5, 0, "why", None)])
+    assert min(event["ts"] for event in found["traceEvents"] if event["ph"] == "X") == 0.0
+    assert [event["ts"] for event in found["traceEvents"] if event["ph"] == "i"] == [3e6]
+    assert found["otherData"]["run_begins_s"] == 1.5
 
 
 def test_first_and_last_events_are_kept():

@@ -55,6 +55,11 @@ def test_too_few_points_have_no_fit(law, ranks):
     assert fit(law, ranks, [1.0] * len(ranks)) is None
 
 
+@pytest.mark.parametrize("rates", [[0.0, 0.0, 0.0], [10.0, 0.0, 5.0]])
+def test_points_without_a_rate_have_no_fit(rates):
+    assert fit("Amdahl", [1, 2, 4], rates) is None and fit("USL", [1, 2, 4], rates) is None
+
+
 def test_fit_says_what_it_is():
     text = str(fit("USL", [1, 2, 4], [100, 150, 160]))
     assert "contention" in text and "coherency" in text and "3 points, as many as it has parameters" in text

@@ -20,7 +20,7 @@ from hpcinfer.scaling.losses import (
 )
 
 PHASES = ("input and output", "waiting for work", "scheduling", "waiting for results", "waiting for the leader",
-          "forward", "sampling", "pipeline", "a phase of tomorrow")  # fmt: skip
+          "forward", "sampling", "pipeline", "waiting for weights", "a phase of tomorrow")  # fmt: skip
 
 seconds = st.floats(0, 100)
 ranks = st.fixed_dictionaries({
@@ -29,7 +29,8 @@ ranks = st.fixed_dictionaries({
     "traffic": st.one_of(st.just({}), st.fixed_dictionaries({"seconds": seconds})),
     "timeline": st.one_of(st.just({}), st.fixed_dictionaries({"last_step_time": seconds})),
     "began": seconds,
-    "place": st.one_of(st.just({}), st.fixed_dictionaries({"pp": st.integers(1, 3), "tp": st.integers(1, 3)})),
+    "place": st.one_of(st.none(), st.just({}), st.fixed_dictionaries({
+        "replica": st.integers(0, 1), "pp": st.integers(1, 3), "tp": st.integers(1, 3)})),
 })  # fmt: skip
 
 
@@ -53,6 +54,11 @@ def losses_of(rank):
     return rank_seconds({"run": {"seconds": {"run": 9.0, "merge": 1.0}}, "ranks": [rank]}, 12.0)
 
 
+def test_waiting_for_weights_is_input_although_it_is_inside_computing():
+    found = losses_of(rank_of({"pp": 1, "tp": 1}, forward=7.0, waiting_for_weights=2.5))
+    assert (found[COMPUTING], found[STORAGE], found[OTHER]) == (4.0, 3.5, 2.5)
+
+
 def test_each_wait_is_where_it_belongs():
     phases = {"forward": 5.0, "sampling": 1.0, "input_and_output": 0.5, "waiting_for_work": 0.25, "scheduling": 0.125,
               "waiting_for_results": 1.0}  # fmt: skip
@@ -60,7 +66,7 @@ def test_each_wait_is_where_it_belongs():
     for found in (staged, split, alone):
         assert (found[COMPUTING], found[STORAGE], found[IMBALANCE], found[START]) == (4.0, 1.5, 0.25, 2.0)
     assert (staged[COMMUNICATION], staged[BUBBLES], staged[OTHER]) == (0.0, 1.0, 3.25)
-    assert (split[COMMUNICATION], split[BUBBLES], split[OTHER]) == (3.0, 0.0, 1.25)
+    assert (split[COMMUNICATION], split[BUBBLES], split[OTHER]) == (1.0, 0.0, 3.25)
     assert (alone[COMMUNICATION], alone[BUBBLES], alone[OTHER]) == (0.0, 0.0, 4.25)
 
 
@@ -71,12 +77,18 @@ def test_communication_is_what_was_measured_of_it():
 
 
 def test_waiting_for_a_leader_without_work_is_imbalance():
-    rank = {**rank_of({"pp": 1, "tp": 2}, forward=4.0, waiting_for_the_leader=3.0), "began": 100.0}
-    assert losses_of(rank)[COMMUNICATION] == 3.0
-    found = losses_of({**rank, "timeline": {"last_step_time": 107.0}})  # two seconds before the end of the run
-    assert (found[COMMUNICATION], found[IMBALANCE]) == (1.0, 2.0)
-    led = {**rank_of({"pp": 1, "tp": 2}, forward=4.0, waiting_for_work=2.5), "began": 100.0}
-    assert losses_of({**led, "timeline": {"last_step_time": 107.0}})[IMBALANCE] == 2.5  # told already
+    def losses(*ranks):
+        return rank_seconds({"run": {"seconds": {"run": 9.0, "merge": 1.0}}, "ranks": ranks}, 12.0)
+
+    place = {"replica": 1, "pp": 1, "tp": 2}
+    follower = {**rank_of(place, forward=4.0, waiting_for_the_leader=3.0), "began": 50.0}  # by a clock of its own
+    leader = {**rank_of(place, forward=4.0, waiting_for_work=2.0), "began": 100.0}
+    assert losses(leader, follower)[COMMUNICATION] == 3.0
+    led = {**leader, "timeline": {"last_step_time": 107.0}}  # two seconds before the end of the run
+    found = losses(led, follower)
+    assert (found[COMMUNICATION], found[IMBALANCE]) == (1.0, 4.0)  # the leader's own has been told already
+    other = {**led, "place": {**place, "replica": 0}}
+    assert losses(other, leader, follower)[COMMUNICATION] == 3.0  # another replica's end says nothing
 
 
 def test_computing_beyond_that_of_the_base_point_is_told_apart():

@@ -10,6 +10,9 @@ import pytest
 from jobs import wait_until
 from made_up_study import calls_of, fake_mpiexec, small_study, write_run
 
+from hpcinfer.errors import ConfigError
+from hpcinfer.recovery.leases import Holder
+from hpcinfer.scaling import claim
 from hpcinfer.scaling.cores import Cores, count_cores, threads_of
 from hpcinfer.scaling.plan import Recipe, Shape
 from hpcinfer.scaling.results import collect
@@ -125,27 +128,50 @@ def test_hosts_of_an_allocation_and_named_ones(tmp_path):
     placement = named.placement(Shape(2, 3))
     assert [tuple(seat) for seat in placement] == [("n1", 3), ("n2", 3)]
     assert named.placement(Shape(3, 1)) is None
+    for wrong, words in (("n1:4,n2:4", "--hosts n1:4,n2:4"), ("n1,n1", "--hosts n1,n1: a host is there twice")):
+        with pytest.raises(ConfigError, match=words):
+            find_site("auto", wrong, {})
 
 
 def test_run_of_another_process_is_left_to_it(source, tmp_path):
     study = small_study(tmp_path / "study", source, repeats=1, shapes=(Shape(1, 1),))
-    code = f"""
-        import sys
-        sys.path.insert(0, {str(tmp_path.parent)!r})
-        import fcntl, pathlib
-        path = pathlib.Path({str(study.runs()[0].folder)!r}); path.mkdir(parents=True)
-        file = open(path / "lock", "w"); fcntl.lockf(file, fcntl.LOCK_EX)
-        print("held", flush=True); sys.stdin.read()
-    """
-    other = subprocess.Popen([sys.executable, "-S", "-c", textwrap.dedent(code)], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE)  # fmt: skip
-    assert other.stdout and other.stdout.readline() == b"held\n"
-    mpiexec = fake_mpiexec(tmp_path / "bin")
-    run_all(study, mpiexec)
-    assert not calls_of(mpiexec, RUN)
-    other.communicate()
+    with study.runs()[0].claimed() as is_ours:
+        assert is_ours
+        mpiexec = fake_mpiexec(tmp_path / "bin")
+        run_all(study, mpiexec)
+        assert not calls_of(mpiexec, RUN)
     run_all(study, mpiexec)
     assert len(calls_of(mpiexec, RUN)) == 1
+
+
+def test_claim_of_a_process_that_was_killed_is_free(tmp_path):
+    code = f"""
+        from pathlib import Path
+        from hpcinfer.scaling.claim import claim
+        with claim(Path({str(tmp_path)!r})) as is_ours:
+            print(is_ours, flush=True)
+            input()
+    """
+    other = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout and other.stdout.readline() == b"True\n"
+    with claim.claim(tmp_path) as is_ours:
+        assert not is_ours
+    other.kill()
+    other.communicate()
+    with claim.claim(tmp_path) as is_ours:
+        assert is_ours
+
+
+def test_claim_of_another_node_is_free_when_it_has_gone_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(Holder, "is_gone", lambda self: False)
+    for name in claim.KEPT:
+        (tmp_path / name).mkdir()
+    (tmp_path / "claims/1").write_text("other")
+    (tmp_path / "leases/other").write_bytes(b"7\n{}\n")
+    with claim.claim(tmp_path) as is_ours, claim.claim(tmp_path) as is_theirs:
+        assert is_ours and not is_theirs
 
 
 def test_launcher_dies_with_the_study(source, tmp_path):
@@ -179,5 +205,5 @@ def test_shared_runs_are_started_once(source, tmp_path):
     assert [run.point.shape for run in study.runs()] == [Shape(1, 1), Shape(1, 2), Shape(1, 2)]
     run = study.runs()[0]
     write_run(run, 2.0, None)
-    assert run.is_done and not collect(study)[0].samples  # no report: no result, and told
-    assert collect(study)[0].failures
+    assert not run.is_done and not collect(study)[0].samples  # no report: no result, told, and run again
+    assert "no report" in collect(study)[0].failures[0].reason

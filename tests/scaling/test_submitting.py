@@ -8,6 +8,7 @@ from made_up_study import made_up_report, small_study, write_run
 from sources import CHECKOUT
 
 from hpcinfer.errors import ConfigError, HpcInferError
+from hpcinfer.scaling.options import StudyOptions
 from hpcinfer.scaling.plan import Recipe, Shape
 from hpcinfer.scaling.submitting import batch_job, missing_shapes, submit
 
@@ -32,7 +33,7 @@ def study(tmp_path, monkeypatch):
 
 
 def test_one_job_for_each_shape(study, tmp_path):
-    assert submit(study, ["--time=30", "--account=x"]) == ["1", "2"]
+    assert submit(study, StudyOptions(sbatch_option=("--time=30", "--account=x"))) == ["1", "2"]
     small, large = (tmp_path / "calls").read_text().splitlines()
     assert small == (f"{study.folder} {CHECKOUT} --parsable --nodes=1 --ntasks-per-node=2"
                      f" --output={study.folder}/jobs/%x-%j.out --time=30 --account=x {CHECKOUT}/slurm/scaling.sbatch")
@@ -42,21 +43,42 @@ def test_one_job_for_each_shape(study, tmp_path):
 def test_what_is_done_is_not_submitted(study):
     for run in study.runs(Shape(1, 2)):
         write_run(run, 2.0, made_up_report(2, 1.0))
-    assert missing_shapes(study) == [Shape(2, 2)] and submit(study, []) == ["1"]
+    assert missing_shapes(study) == [Shape(2, 2)] and submit(study, StudyOptions()) == ["1"]
 
 
 def test_refusal_is_told(study, monkeypatch):
     monkeypatch.setenv("REFUSE", "invalid account")
     with pytest.raises(HpcInferError, match="job of 1x2: sbatch: error: invalid account"):
-        submit(study, [])
+        submit(study, StudyOptions())
+
+
+def test_one_shape_alone_is_submitted(study):
+    assert submit(study, StudyOptions(), Shape(2, 2)) == ["1"]
+
+
+def test_what_is_still_queued_is_not_submitted_again(study, tmp_path):
+    squeue = tmp_path / "bin/squeue"
+    squeue.write_text("#!/bin/sh\necho 12\necho 1\n")
+    squeue.chmod(0o755)
+    assert submit(study, StudyOptions()) == ["1", "2"]
+    assert missing_shapes(study) == [Shape(2, 2)] and submit(study, StudyOptions()) == ["3"]
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    assert missing_shapes(study) == [Shape(1, 2), Shape(2, 2)]
+
+
+def test_job_starts_its_runs_as_it_was_asked(study):
+    options = StudyOptions(launcher="mpiexec", run_timeout=30.0)
+    job = batch_job(study, Shape(1, 2), options, {"OPTIONS": "--plots png"})
+    assert job.environment["OPTIONS"] == "--plots png --launcher=mpiexec --run-timeout=30.0"
+    assert "OPTIONS" not in batch_job(study, Shape(1, 2), StudyOptions(), {}).environment
 
 
 def test_no_sbatch_and_no_script_are_named(study, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no .*scaling\.sbatch"):
-        batch_job(study, Shape(1, 2), [], {"HPCINFER_ROOT": str(tmp_path)})
+        batch_job(study, Shape(1, 2), StudyOptions(), {"HPCINFER_ROOT": str(tmp_path)})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="no sbatch here"):
-        submit(study, [])
+        submit(study, StudyOptions())
 
 
 def test_job_runs_what_has_its_shape(tmp_path):

@@ -11,15 +11,15 @@ from hpcinfer import __version__
 from hpcinfer.scaling.losses import SHARES
 from hpcinfer.scaling.plan import Point, Recipe, Rows, Shape
 from hpcinfer.scaling.results import collect, same_bytes, series_of
-from hpcinfer.scaling.study import Study, write_json
+from hpcinfer.scaling.study import Study, read_json, write_json
 from hpcinfer.scaling.table import CSV_COLUMNS, table, write_csv
 
 TABLE = """\
 MODEL, INPUT; hpcinfer VERSION
 options: --seed=3
-tokens/s: output tokens in the phase `run`, median of the runs; ideal: rate per core of the point on fewest cores
-(of several the fastest), times the cores; rank-seconds: of all ranks, from the launcher's start to its end;
-slower: computing beyond what that point needs for as many tokens
+tokens/s: output tokens in the phase `run` from when all weights were there, median of the runs; ideal: rate
+per core of the point on fewest cores (of several the fastest), times the cores; rank-seconds: of all ranks,
+from the launcher's start to its end; slower: computing beyond what that point needs for as many tokens
 
 strong scaling: the same rows everywhere
 mesh  nodes  ranks  cores  rows  runs  tokens/s  least-most  ideal  efficiency  run s  wall s
@@ -39,7 +39,7 @@ strong, dp: Amdahl: rate 5.1/s, contention 0.3333; residual 3.1 % of 3 points; o
 strong, dp: USL: rate 5.0/s, contention 0.1667, coherency 0.041667; residual 0.0 % of 3 points, \
 as many as it has parameters; highest at 4 ranks; of this machine, whose cores ranks share
 
-outputs of 4 rows: the same bytes in all runs, sha256 87428fc522803d31
+outputs of 4 rows: the same bytes in all runs, digest abababababababab
 failed: 1x4-dp4-pp1-tp1-rows4, run 2: exit code 3 after 1.0 s, FOLDER/runs/1x4-dp4-pp1-tp1-rows4/1/log
     one
     two
@@ -80,9 +80,25 @@ def test_csv_has_a_line_for_each_point_and_says_what_the_table_says(study):
 
 
 def test_outputs_that_differ_are_told(study):
-    study.runs()[0].output.write_text("b\n")
+    path = study.runs()[0].report
+    write_json(path, {**read_json(path), "files": {"output": {"digest": "cd" * 32}}})
     results = collect(study)
     assert len(same_bytes(results)[4]) == 2 and "outputs of 4 rows: THE OUTPUTS DIFFER" in table(study, results)
+
+
+def test_rate_is_that_since_the_weights_were_there(study):
+    path = study.runs()[0].report
+    report = read_json(path)
+    write_json(path, {**report, "run": {**report["run"], "loaded_s": 5.0}})
+    first, second = collect(study)[0].samples
+    assert (first.rate, first.run_s) == (2 * second.rate, second.run_s)
+
+
+def test_outputs_that_are_deleted_keep_their_results(study):
+    text = table(study, collect(study))
+    for run in study.runs():
+        run.output.unlink()
+    assert table(study, collect(study)) == text
 
 
 def test_points_with_cores_of_their_own_are_fitted_alone_where_they_are_enough(study):

@@ -194,6 +194,13 @@ def test_folder_where_others_may_write_is_refused_with_one_warning(tiny_store, p
     assert len(caplog.records) == 1 and "others may write" in caplog.text
 
 
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o777, True), (0o770, True), (0o1777, False), (0o755, False)])
+def test_place_where_others_may_rename_is_refused_unless_sticky(tiny_store, plain, staged, mode, is_refused, caplog):
+    staged.chmod(mode)
+    assert (check(tiny_store, staged, plain)[1] == 0) == is_refused
+    assert len(caplog.records) == is_refused and ("others may write" in caplog.text) == is_refused
+
+
 def test_folder_of_somebody_else_is_refused(tiny_store, plain, staged, monkeypatch, caplog):
     monkeypatch.setattr(stage_module.os, "geteuid", lambda: 4711)
     monkeypatch.setattr(stage_module, "_ROOT", 4712)
