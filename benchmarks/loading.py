@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from loading_rank import LOADINGS
 from random_model import SHAPES, write_random_model
+from virtual_hosts import mpiexec
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.weights.conversion import convert
@@ -88,7 +89,7 @@ def run(place: Place, way: str, replicas: int, folder: Path) -> Result:
     folder.mkdir()
     place.clock.write_bytes(b"")
     forget(place.store)
-    argv = ["mpiexec", "--oversubscribe", "--bind-to", "none", "-n", str(replicas), sys.executable,
+    argv = [mpiexec(), "--oversubscribe", "--bind-to", "none", "-n", str(replicas), sys.executable,
             HERE / "loading_rank.py", way, str(place.bytes_per_s), place.clock, "--model", place.store, "--input",
             place.prompts, "--output", folder / "out.jsonl", "--kv-cache-memory", "64MiB", "--max-model-len", "256",
             "-dp", str(replicas)]  # fmt: skip
