@@ -1,4 +1,4 @@
-"""Measuring the forms of the all-reduce on the ranks at hand, in seconds: loops of calls, all forms in turn."""
+"""Measuring forms and ways of operations on the ranks at hand, in seconds: loops of calls, all of them in turn."""
 
 import json
 import statistics
@@ -8,25 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hpcinfer.comm.forms import FORMS, AllReduce, forms_for
+from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.opening import open_channel
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.protocol import Collectives
-from hpcinfer.comm.selector import Curves, Point, shape_of
+from hpcinfer.comm.selector import ALL_REDUCE, MESSAGES, NODE, OPERATIONS, Curves, Point, Selector, shape_of
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.partition.placement import place_ranks
+from hpcinfer.partition.tree_program import tree_program
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes of a sum: 1 KiB to 16 MiB
+_WAY_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24)  # of the other operations
+_SUMS_SHARE = 0.6  # of the time
 _GRAINS = 16  # of the largest stores: tp groups have as many ranks at most
 _ROUNDS, _MAX_CALLS = 3, 300
 _PATIENCE = 2.0  # the largest sizes are left out where the time has gone over by this factor
 _HOPELESS = 3.0  # a form that is slower than the best one by this factor is left out of larger sizes
+_WORK_S, _LEAST_S = 0.001, 1e-7  # before a message is sent; what it takes at least
+_TAG = 4  # of the messages that are measured
 _LARGE = 1 << 18  # bytes: below that it may still be the best one of those
 
 Work = Callable[[], None]
 
 
-def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, list[Point]]]:
-    """Measure all forms for the tp groups that a mesh of this world may have.
+def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, dict[str, list[Point]]]]:
+    """Measure all forms and ways for the tp groups that a mesh of this world may have.
 
     Collective over the world.
 
@@ -35,32 +42,68 @@ def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, list[P
         budget_s: about how long it may take.
 
     Returns:
-        Seconds by shape of the group, by form, on all ranks; of equal groups those of the slowest.
+        Seconds by shape of the group, operation, and form or way, on all ranks; of equal groups those of the slowest.
     """
     sizes = [tp for tp in range(2, min(world.size, _GRAINS) + 1) if world.size % tp == 0]
-    table: dict[str, dict[str, list[Point]]] = {}
+    table: dict[str, dict[str, dict[str, list[Point]]]] = {}
     for tp in sizes:
         order = place_ranks(Mesh(world.size // tp, 1, tp), world.locations or ())
         place = order.index(world.rank) if order else world.rank
         group = world.split(place // tp, place)
-        curves = measure(group, budget_s / len(sizes))
-        mine = {shape_of(group.locations, group.size): curves} if group.rank == 0 else {}
+        found = measure(group, budget_s / len(sizes))
+        mine = {shape_of(group.locations, group.size): found} if group.rank == 0 else {}
         for data in world.all_gather_bytes(json.dumps(mine).encode()):
-            for shape, found in json.loads(data).items():
-                table[shape] = _slower(table.get(shape, {}), found)
+            for shape, operations in json.loads(data).items():
+                known = table.setdefault(shape, {})
+                known.update((name, _slower(known.get(name, {}), curves)) for name, curves in operations.items())
     return table
 
 
-def measure(group: Collectives, budget_s: float, sizes: Sequence[int] = SIZES) -> dict[str, list[Point]]:
-    """Measure all forms on a group.
+def measure(group: Collectives, budget_s: float, sizes: Sequence[int] = SIZES) -> dict[str, dict[str, list[Point]]]:
+    """Measure all operations on a group.
 
     Collective over the group.
 
     Returns:
-        Seconds by form, the same on all ranks.
+        Seconds by operation, by form or way, the same on all ranks. Where no memory is shared there is one way alone.
+    """
+    channel = open_channel(group)
+    found = {ALL_REDUCE: measure_sums(group, channel, budget_s * _SUMS_SHARE, sizes)}
+    if channel is not None:
+        found |= measure_ways(group, channel, budget_s * (1 - _SUMS_SHARE), [size for size in _WAY_SIZES
+                                                                             if size <= max(sizes)])  # fmt: skip
+    return found
+
+
+def measure_ways(
+    group: Collectives, channel: NodeChannel, budget_s: float, sizes: Sequence[int]
+) -> dict[str, dict[str, list[Point]]]:
+    """Measure all other operations through memory and through the MPI.
+
+    Collective over the group.
+    """
+    ways = {way: Operations(group, channel, _always(group, way)) for way in (NODE, MESSAGES)}
+    found: dict[str, dict[str, list[Point]]] = {name: {way: [] for way in ways} for name in OPERATIONS}
+    share, end = budget_s / len(sizes) / len(OPERATIONS), time.monotonic() + _PATIENCE * budget_s
+    for size in sizes:
+        for name in OPERATIONS:
+            works = {way: _work_of(name, operations, size) for way, operations in ways.items()}
+            for way, value in time_in_turn(group, works, share).items():
+                each = value / group.size - _WORK_S if name == "send" else value
+                found[name][way].append(Point(size, max(_LEAST_S, each)))
+        if _say(group, time.monotonic() > end):
+            break
+    return found
+
+
+def measure_sums(
+    group: Collectives, channel: NodeChannel | None, budget_s: float, sizes: Sequence[int]
+) -> dict[str, list[Point]]:
+    """Measure all forms of the all-reduce.
+
+    Collective over the group.
     """
     spans = [subtrees(run) for run in grain_runs(_GRAINS, group.size)]
-    channel = open_channel(group)
     reduces = {name: AllReduce(group, spans, FORMS[name], channel) for name in forms_for(group.locations)}
     curves: dict[str, list[Point]] = {name: [] for name in reduces}
     hopeful, end = list(reduces), time.monotonic() + _PATIENCE * budget_s
@@ -107,6 +150,44 @@ def loop_time(group: Collectives, work: Work, calls: int) -> float:
 
 def _call(reduce: AllReduce, nodes: Sequence[np.ndarray], out: np.ndarray) -> Work:
     return lambda: reduce(nodes, out)
+
+
+def _always(group: Collectives, way: str) -> Selector:
+    """What takes one way for everything."""
+    only = {name: {each: [Point(1, 1.0 if each == way else 2.0)] for each in (NODE, MESSAGES)} for name in OPERATIONS}
+    return Selector(table={shape_of(group.locations, group.size): only})
+
+
+def _work_of(name: str, operations: Operations, num_bytes: int) -> Work:
+    """One call of an operation on so many bytes: of all ranks together where there are parts, of a message."""
+    size, rank = operations.size, operations.rank
+    count = max(1, num_bytes // 4 // size)
+    send, receive = np.zeros(size * count, np.float32), np.empty(size * count, np.float32)
+    if name == "broadcast":
+        return lambda: operations.broadcast(send)
+    if name == "all_to_all":
+        return lambda: operations.all_to_all(send, receive, [[count] * size] * size)
+    if name == "send":
+        return lambda: _pass_on(operations, send, receive)
+    if name == "reduce_scatter":
+        program = tree_program([subtrees(run) for run in grain_runs(_GRAINS, size)])
+        nodes = [send] * len(program.nodes_by_rank[rank])
+        bounds = range(0, size * count + 1, count)
+        return lambda: operations.reduce_scatter(program, nodes, receive[:count], bounds)
+    gather = operations.all_gather if name == "all_gather" else operations.gather
+    return lambda: gather(send[:count], receive, [count] * size)
+
+
+def _pass_on(operations: Operations, send: np.ndarray, receive: np.ndarray) -> None:
+    """A message from rank to rank as from stage to stage: each works before it sends, the others have waited long."""
+    if operations.rank != 0:
+        operations.receive(receive, operations.rank - 1, _TAG)
+    end = time.perf_counter() + _WORK_S
+    while time.perf_counter() < end:
+        pass
+    operations.send(send, (operations.rank + 1) % operations.size, _TAG).wait()
+    if operations.rank == 0:
+        operations.receive(receive, operations.size - 1, _TAG)
 
 
 def _say(group: Collectives, value: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The table of measured forms: one small file for each kind of machine and MPI, in a cache folder of the user.
+"""The table of what was measured: one small file for each kind of machine and MPI, in a cache folder of the user.
 
 A job's root reads it and tells all ranks. A file that is missing, unreadable or of something else is no table.
 """
@@ -15,13 +15,15 @@ from typing import Any
 from hpcinfer.comm.library import describe_library
 from hpcinfer.comm.node.library import load
 from hpcinfer.comm.protocol import Collectives
-from hpcinfer.comm.selector import AUTO, Curves, Point, Selector
+from hpcinfer.comm.selector import AUTO, Measured, Point, Selector
 
-_FORMAT = 1
+_FORMAT = 2
+_MOST_BYTES, _MOST_POINTS = 1 << 20, 256  # of a table, of a curve: what is larger is none
+_LARGEST = 1 << 40  # bytes of a sum
 _TRANSPORT = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl", "UCX_TLS", "UCX_NET_DEVICES", "FI_PROVIDER",
               "MPIR_CVAR_CH4_NETMOD", "OMPI_MCA_mpi_ft_enable")  # fmt: skip
 
-Table = dict[str, dict[str, list[Point]]]  # by shape of the group, by form
+Table = dict[str, dict[str, dict[str, list[Point]]]]  # by shape of the group, by operation, by form or way
 
 
 def machine_signature(world: Collectives) -> str:
@@ -46,12 +48,14 @@ def table_path(signature: str) -> Path:
 def read_table(signature: str) -> Table:
     """Read the table of a machine; empty if there is none that can be read. Not collective."""
     try:
-        return parse_table(json.loads(table_path(signature).read_text()), signature)
+        with table_path(signature).open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        return parse_table(json.loads(data), signature) if len(data) <= _MOST_BYTES else {}
     except (OSError, ValueError, RuntimeError):
         return {}
 
 
-def write_table(signature: str, table: Mapping[str, Curves]) -> Path:
+def write_table(signature: str, table: Mapping[str, Measured]) -> Path:
     """Write a table; shapes that it does not have stay as they were. Not collective.
 
     Raises:
@@ -78,9 +82,10 @@ def parse_table(content: Any, signature: str) -> Table:
     try:
         if content["format"] != _FORMAT or content["signature"] != signature:
             return {}
-        return {str(shape): {str(form): _points(points) for form, points in curves.items()}
-                for shape, curves in content["shapes"].items()}  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
+        return {str(shape): {str(operation): {str(form): _points(points) for form, points in curves.items()}
+                             for operation, curves in operations.items()}
+                for shape, operations in content["shapes"].items()}  # fmt: skip
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a table of collectives: {error!r}") from None
 
 
@@ -107,8 +112,10 @@ def load_selector(world: Collectives, wanted: str = AUTO) -> Selector:
 def _points(points: Any) -> list[Point]:
     found = [Point(int(size), float(seconds)) for size, seconds in points]
     sizes = [point.num_bytes for point in found]
-    if sizes != sorted(set(sizes)) or not all(0 < point.seconds < math.inf for point in found):
-        raise ValueError(f"sizes {sizes} do not ascend, or a time is none")
+    if len(found) > _MOST_POINTS or sizes != sorted(set(sizes)) or not all(0 < size <= _LARGEST for size in sizes):
+        raise ValueError(f"sizes {sizes[:8]} are too many, too large, or do not ascend")
+    if not all(0 < point.seconds < math.inf for point in found):
+        raise ValueError("a time is none")
     return found
 
 

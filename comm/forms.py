@@ -20,7 +20,7 @@ from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.library import evaluate
 from hpcinfer.comm.protocol import Buffer, Collectives, Pending
 from hpcinfer.partition.grains import Span
-from hpcinfer.partition.lanes import Stage, cut, stages_of
+from hpcinfer.partition.lanes import Level, cut, levels_of
 from hpcinfer.partition.topology import Location, by_node, by_switch, numbered
 
 _TAG_NODES, _TAG_SUM = 1, 2
@@ -83,12 +83,12 @@ class AllReduce:
         self._group, self._form, self._channel = group, form, channel if form.levels else None
         units = units_of(group.locations, group.size, form)
         self._num_levels = len(units)
-        self._stages = stages_of(group.rank, units, spans, has_lanes=form.has_lanes)
+        self._levels = levels_of(group.rank, units, spans, has_lanes=form.has_lanes)
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
         self.in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
         if channel is not None and channel.size == group.size:
             shots = "two_shot" if form.is_two_shot else "one_shot"
-            self.in_node = partial(channel.all_reduce, self._stages[0].program, form=shots)
+            self.in_node = partial(channel.all_reduce, self._levels[0].program, form=shots)
 
     def __call__(self, nodes: Sequence[Buffer], out: Buffer) -> None:
         """Sum over the group. Collective over it.
@@ -109,81 +109,81 @@ class AllReduce:
 
     def _run_from_node(self, channel: NodeChannel, nodes: Arrays, out: np.ndarray) -> None:
         """Do the first level through shared memory."""
-        stage, slices = self._stages[0], cut(range(len(out)), self._stages[0].width)
-        bounds = [0, *(each.stop for each in slices), *[len(out)] * (len(stage.peers) - stage.width)]
-        mine = range(bounds[stage.place], bounds[stage.place + 1])
-        sums = self._scratch_of(0, "sums", len(stage.program.outputs), len(mine))
-        channel.reduce_slices(stage.program, nodes, sums, bounds)
-        if stage.is_adder:
+        level, slices = self._levels[0], cut(range(len(out)), self._levels[0].width)
+        bounds = [0, *(each.stop for each in slices), *[len(out)] * (len(level.peers) - level.width)]
+        mine = range(bounds[level.place], bounds[level.place + 1])
+        sums = self._scratch_of(0, "sums", len(level.program.outputs), len(mine))
+        channel.reduce_slices(level.program, nodes, sums, bounds)
+        if level.is_adder:
             self._run(1, sums, mine, out)
         channel.gather_slices(out[mine.start : mine.stop], out, bounds)
 
-    def _run(self, level: int, nodes: Arrays, columns: range, out: np.ndarray) -> None:
+    def _run(self, depth: int, nodes: Arrays, columns: range, out: np.ndarray) -> None:
         """Sum some columns among the peers of a level, and write them into `out` on all of them."""
-        stage, is_last = self._stages[level], level == self._num_levels - 1
+        level, is_last = self._levels[depth], depth == self._num_levels - 1
         if is_last and not self._form.is_two_shot:
-            evaluate(stage.program, self._share(level, nodes), [out[columns.start : columns.stop]])
+            evaluate(level.program, self._share(depth, nodes), [out[columns.start : columns.stop]])
             return
-        slices = cut(columns, stage.width)
-        values = self._deal(level, nodes, columns, slices)
-        if stage.is_adder:
-            mine = slices[stage.place]
+        slices = cut(columns, level.width)
+        values = self._deal(depth, nodes, columns, slices)
+        if level.is_adder:
+            mine = slices[level.place]
             if is_last:
-                evaluate(stage.program, values, [out[mine.start : mine.stop]])
+                evaluate(level.program, values, [out[mine.start : mine.stop]])
             else:
-                sums = self._scratch_of(level, "sums", len(stage.program.outputs), len(mine))
-                evaluate(stage.program, values, sums)
-                self._run(level + 1, sums, mine, out)
-        self._gather(stage, slices, out)
+                sums = self._scratch_of(depth, "sums", len(level.program.outputs), len(mine))
+                evaluate(level.program, values, sums)
+                self._run(depth + 1, sums, mine, out)
+        self._gather(level, slices, out)
 
-    def _share(self, level: int, nodes: Arrays) -> list[Arrays]:
+    def _share(self, depth: int, nodes: Arrays) -> list[Arrays]:
         """Give all peers all nodes; returns those of each."""
-        stage = self._stages[level]
-        incoming = self._room(level, len(nodes[0]))
-        incoming[stage.place] = nodes
-        self._exchange(stage, [nodes] * len(stage.peers), incoming, _TAG_NODES)
+        level = self._levels[depth]
+        incoming = self._room(depth, len(nodes[0]))
+        incoming[level.place] = nodes
+        self._exchange(level, [nodes] * len(level.peers), incoming, _TAG_NODES)
         return incoming
 
-    def _deal(self, level: int, nodes: Arrays, columns: range, slices: list[range]) -> list[Arrays]:
+    def _deal(self, depth: int, nodes: Arrays, columns: range, slices: list[range]) -> list[Arrays]:
         """Give each peer the slice of all nodes that it adds; returns what each brought for that of this rank."""
-        stage = self._stages[level]
+        level = self._levels[depth]
         offsets = [slice(each.start - columns.start, each.stop - columns.start) for each in slices]
         outgoing = [[node[offset] for node in nodes] for offset in offsets]
-        incoming = self._room(level, len(slices[stage.place])) if stage.is_adder else []
-        if stage.is_adder:
-            incoming[stage.place] = outgoing[stage.place]
-        self._exchange(stage, outgoing, incoming, _TAG_NODES)
+        incoming = self._room(depth, len(slices[level.place])) if level.is_adder else []
+        if level.is_adder:
+            incoming[level.place] = outgoing[level.place]
+        self._exchange(level, outgoing, incoming, _TAG_NODES)
         return incoming
 
-    def _gather(self, stage: Stage, slices: list[range], out: np.ndarray) -> None:
+    def _gather(self, level: Level, slices: list[range], out: np.ndarray) -> None:
         """Give all peers all slices of the sum."""
         parts = [[out[each.start : each.stop]] for each in slices]
-        outgoing = [parts[stage.place]] * len(stage.peers) if stage.is_adder else []
-        self._exchange(stage, outgoing, parts, _TAG_SUM)
+        outgoing = [parts[level.place]] * len(level.peers) if level.is_adder else []
+        self._exchange(level, outgoing, parts, _TAG_SUM)
 
-    def _exchange(self, stage: Stage, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> None:
+    def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> None:
         """Send and receive arrays by place; who has none given there, or empty ones, takes no part."""
-        places = [(stage.place + step) % len(stage.peers) for step in range(1, len(stage.peers))]
+        places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
         pending: list[Pending] = []
         for place in places:
             pieces = _pieces(incoming[place]) if place < len(incoming) else ()
-            pending += [self._group.start_receive(each, stage.peers[place], tag) for each in pieces]
+            pending += [self._group.start_receive(each, level.peers[place], tag) for each in pieces]
         for place in places:
             pieces = _pieces(outgoing[place]) if place < len(outgoing) else ()
-            pending += [self._group.send(each, stage.peers[place], tag) for each in pieces]
+            pending += [self._group.send(each, level.peers[place], tag) for each in pieces]
         self._group.wait_all(pending)
 
-    def _room(self, level: int, length: int) -> list[Arrays]:
+    def _room(self, depth: int, length: int) -> list[Arrays]:
         """Room for what each peer brings."""
-        stage = self._stages[level]
-        rows = iter(self._scratch_of(level, "room", len(stage.program.inputs), length))
-        return [[next(rows) for _ in nodes] for nodes in stage.program.nodes_by_rank]
+        level = self._levels[depth]
+        rows = iter(self._scratch_of(depth, "room", len(level.program.inputs), length))
+        return [[next(rows) for _ in nodes] for nodes in level.program.nodes_by_rank]
 
-    def _scratch_of(self, level: int, use: str, count: int, length: int) -> Arrays:
+    def _scratch_of(self, depth: int, use: str, count: int, length: int) -> Arrays:
         """Some rows of memory that later calls use again."""
-        known = self._scratch.get((level, use))
+        known = self._scratch.get((depth, use))
         if known is None or len(known) < count * length:
-            known = self._scratch[level, use] = np.empty(count * length, np.float32)
+            known = self._scratch[depth, use] = np.empty(count * length, np.float32)
         return list(known[: count * length].reshape(count, length))
 
 

@@ -2,13 +2,16 @@
 
 A thousand ranks that import the same modules ask a shared file system some four thousand times each. Here the root
 imports them first; the others get the files that it has read in one broadcast, and find extension modules without a
-search. What the root has not imported is imported as ever.
+search. What the root has not imported is imported as ever, from the same folders: where these hold another copy the two
+must not be mixed. So each rank compares its copies with the root's as Python compares bytecode with its source, by time
+and size, one file for each package.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +25,8 @@ from hpcinfer.agree import on_root
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import Collectives
+
+logger = logging.getLogger(__name__)
 
 _LENGTH_BYTES = 8  # of the packed text, before it
 
@@ -38,8 +43,8 @@ class _Found(NamedTuple):
 def share_imports(group: Collectives, names: Sequence[str]) -> None:
     """Import modules on the root, and let the other ranks import the same, and what these import, from its memory.
 
-    Collective over `group`. The other ranks import nothing yet. A rank whose interpreter or search path differs from
-    the root's goes on by itself.
+    Collective over `group`. The other ranks import nothing yet. A rank whose interpreter, search path or copy of a
+    package differs from the root's goes on by itself, with a warning where it is the copy.
 
     Args:
         group: ranks that start together.
@@ -50,8 +55,30 @@ def share_imports(group: Collectives, names: Sequence[str]) -> None:
     data = on_root(group, lambda: _pack(_import_all(names)))
     if group.rank != 0:
         interpreter, modules = _unpack(data)
-        if interpreter == _interpreter():
+        if interpreter == _interpreter() and not _is_other_copy(modules):
             _install(_Told(modules))
+
+
+def _is_other_copy(modules: Mapping[str, _Found]) -> bool:
+    """Whether a package that lies in a folder of the search path is another copy here than on the root."""
+    first: dict[str, _Found] = {}  # of each package; modules outside of packages are the interpreter's own
+    for name, found in modules.items():
+        if found.stats and (found.folders is not None or "." in name):
+            first.setdefault(name.partition(".")[0], found)
+    for found in first.values():
+        if not _is_same_file(found.origin, found.stats or {}):
+            logger.warning("%s is another copy on %s than on the root's node: this rank imports its own modules",
+                           found.origin, os.uname().nodename)  # fmt: skip
+            return True
+    return False
+
+
+def _is_same_file(path: str, stats: Mapping[str, Any]) -> bool:
+    try:
+        own = os.stat(path)
+    except OSError:
+        return False
+    return (own.st_mtime, own.st_size) == (stats["mtime"], stats["size"])
 
 
 def _import_all(names: Iterable[str]) -> dict[str, _Found]:

@@ -6,7 +6,9 @@ shrink are ULFM's. Without one the launcher ends the job, and none of that happe
 
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import ParamSpec, TypeVar
 
@@ -43,7 +45,23 @@ def _translated(method: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-_UNFINISHED: list[tuple[MPI.Request, object]] = []  # of dead groups: MPI may still touch their buffers
+_UNFINISHED: deque[tuple[MPI.Request, object]] = deque()  # given up, or of dead groups: MPI may touch their buffers
+
+
+def _prune() -> None:
+    """Let go of the buffers that MPI is done with. What is looked at is nobody else's meanwhile."""
+    for _ in range(len(_UNFINISHED)):
+        with suppress(IndexError):  # another thread has taken it
+            request, buffer = _UNFINISHED.popleft()
+            if not _is_over(request):
+                _UNFINISHED.append((request, buffer))
+
+
+def _is_over(request: MPI.Request) -> bool:
+    try:
+        return bool(request.Test())
+    except MPI.Exception as error:
+        return rank_failure(error) is not None
 
 
 class _Pending:
@@ -167,6 +185,8 @@ class MpiGroup:
     @_translated
     def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiReceive:
         """Let a buffer of known size come."""
+        if _UNFINISHED:
+            _prune()
         return MpiReceive(self._comm.Irecv(buffer, peer, tag), buffer)
 
     def wait_all(self, pending: Sequence[Pending]) -> None:

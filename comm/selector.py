@@ -1,23 +1,34 @@
-"""Which form of the all-reduce a size takes: what was measured decides, and where nothing was, an estimate.
+"""Which form of the all-reduce a size takes, and which operations go through the memory of nodes.
+
+What was measured decides, and where nothing was, an estimate.
 
 Every rank chooses by itself, from the same table and the same locations, with additions, multiplications and divisions
 alone, so that all choose alike, whatever their processors are.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from hpcinfer.comm.forms import FORMS, Form, Locations, forms_for, units_of
 from hpcinfer.partition.grains import Span
-from hpcinfer.partition.lanes import Stage, stages_of
+from hpcinfer.partition.lanes import Level, levels_of
 from hpcinfer.partition.topology import by_node, by_switch
 
 AUTO = "auto"
+ALL_REDUCE = "all_reduce"
+NODE, MESSAGES = "node", "mpi"  # ways of all other operations (hpcinfer.comm.operations)
 # Estimates: a message between nodes and one inside a node (latency; what each further one costs; bytes per second).
 # Ethernet of 10 Gbit/s through TCP: on faster networks all forms are, and their order is nearly the same.
 _FAR_S, _FAR_MORE_S, _FAR_BYTES_PER_S = 20e-6, 5e-6, 1.0e9
 _NEAR_S, _NEAR_MORE_S, _NEAR_BYTES_PER_S = 2e-6, 1e-6, 4.0e9
+_MOST_BY_NODE = {  # bytes that go through memory where nothing was measured
+    "all_gather": 1 << 22, "gather": 0, "broadcast": 1 << 40, "reduce_scatter": 1 << 40, "all_to_all": 1 << 22,
+    "send": 1 << 16,
+}
+OPERATIONS = tuple(_MOST_BY_NODE)
 
 
 class Point(NamedTuple):
@@ -27,15 +38,16 @@ class Point(NamedTuple):
     seconds: float
 
 
-Curves = Mapping[str, Sequence[Point]]  # by form, sizes ascending
+Curves = Mapping[str, Sequence[Point]]  # by form, or way, sizes ascending
+Measured = Mapping[str, Curves]  # by operation
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Chooses forms; the same on all ranks of a job."""
+    """Chooses forms and ways; the same on all ranks of a job."""
 
-    wanted: str = AUTO  # a form that takes all sizes, where a group can have it
-    table: Mapping[str, Curves] = field(default_factory=dict)  # by shape of the group
+    wanted: str = AUTO  # a form that all sums take, where a group can have it
+    table: Mapping[str, Measured] = field(default_factory=dict)  # by shape of the group
 
     def chooser(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Callable[[int], str]:
         """Make what names the form for a number of bytes, for a group and the nodes of the tree that its ranks hold.
@@ -46,18 +58,34 @@ class Selector:
         if self.wanted != AUTO:
             only = nearest(self.wanted, names)
             return lambda num_bytes: only
-        curves = {name: points for name, points in self.table.get(shape_of(locations, len(spans)), {}).items()
-                  if name in names and points}  # fmt: skip
+        curves = self._measured(ALL_REDUCE, locations, len(spans), names)
         if not curves:
             curves = {name: estimate(FORMS[name], locations, spans) for name in names}
-        known: dict[int, str] = {}
+        return functools.cache(partial(_fastest, curves))
 
-        def choose(num_bytes: int) -> str:
-            if num_bytes not in known:
-                known[num_bytes] = min(curves, key=lambda name: interpolate(curves[name], num_bytes))
-            return known[num_bytes]
+    def way_chooser(self, locations: Locations, size: int) -> Callable[[str, int], str]:
+        """Make what names the way, NODE or MESSAGES, for an operation and a number of bytes, for a group of that size.
+
+        Not collective.
+        """
+        measured = {name: self._measured(name, locations, size, (NODE, MESSAGES)) for name in OPERATIONS}
+
+        @functools.cache
+        def choose(operation: str, num_bytes: int) -> str:
+            if len(curves := measured[operation]) == 2:
+                return _fastest(curves, num_bytes)
+            return NODE if num_bytes <= _MOST_BY_NODE[operation] else MESSAGES
 
         return choose
+
+    def _measured(self, operation: str, locations: Locations, size: int, names: Sequence[str]) -> Curves:
+        """What was measured of some forms or ways on groups of this shape."""
+        curves = self.table.get(shape_of(locations, size), {}).get(operation, {})
+        return {name: points for name, points in curves.items() if name in names and points}
+
+
+def _fastest(curves: Curves, num_bytes: int) -> str:
+    return min(curves, key=lambda name: interpolate(curves[name], num_bytes))
 
 
 def shape_of(locations: Locations, size: int) -> str:
@@ -93,17 +121,17 @@ def estimate(form: Form, locations: Locations, spans: Sequence[Sequence[Span]]) 
     """Estimate seconds from the bytes that leave each node and the messages of each rank, level by level."""
     size = len(spans)
     node_of = list(range(size)) if locations is None else [each.node for each in locations]
-    plans = [stages_of(rank, units_of(locations, size, form), spans, has_lanes=form.has_lanes) for rank in range(size)]
+    plans = [levels_of(rank, units_of(locations, size, form), spans, has_lanes=form.has_lanes) for rank in range(size)]
     fixed, per_byte, share = 0.0, 0.0, 1.0
-    for level in range(max(map(len, plans))):
-        stages = {rank: plan[level] for rank, plan in enumerate(plans) if len(plan) > level}
-        is_last = level == max(map(len, plans)) - 1
+    for depth in range(max(map(len, plans))):
+        levels = {rank: plan[depth] for rank, plan in enumerate(plans) if len(plan) > depth}
+        is_last = depth == max(map(len, plans)) - 1
         is_whole = is_last and not form.is_two_shot
-        width = 1 if is_whole else next(iter(stages.values())).width
+        width = 1 if is_whole else next(iter(levels.values())).width
         for is_sum in (False,) if is_whole else (False, True):
-            messages = {rank: _peers(stage, everybody=is_whole or is_sum, is_sum=is_sum)
-                        for rank, stage in stages.items()}  # fmt: skip
-            step = _step(messages, stages, node_of, is_sum=is_sum)
+            messages = {rank: _peers(level, everybody=is_whole or is_sum, is_sum=is_sum)
+                        for rank, level in levels.items()}  # fmt: skip
+            step = _step(messages, levels, node_of, is_sum=is_sum)
             fixed, per_byte = fixed + step.fixed_s, per_byte + step.s_per_byte * share / width
         share /= width
     return [Point(1, fixed + per_byte), Point(1 << 30, fixed + per_byte * (1 << 30))]
@@ -116,22 +144,22 @@ class _Step(NamedTuple):
     s_per_byte: float  # of the share that one adder has
 
 
-def _peers(stage: Stage, *, everybody: bool, is_sum: bool) -> list[int]:
+def _peers(level: Level, *, everybody: bool, is_sum: bool) -> list[int]:
     """Whom a rank sends to."""
-    if is_sum and not stage.is_adder:
+    if is_sum and not level.is_adder:
         return []
-    to = stage.peers if everybody else stage.peers[: stage.width]
-    return [peer for peer in to if peer != stage.peers[stage.place]]
+    to = level.peers if everybody else level.peers[: level.width]
+    return [peer for peer in to if peer != level.peers[level.place]]
 
 
 def _step(
-    messages: Mapping[int, Sequence[int]], stages: Mapping[int, Stage], node_of: Sequence[int], *, is_sum: bool
+    messages: Mapping[int, Sequence[int]], levels: Mapping[int, Level], node_of: Sequence[int], *, is_sum: bool
 ) -> _Step:
     """Cost of one exchange: the rank with most messages, the node with most bytes."""
     fixed, far_bytes, near_bytes = 0.0, dict.fromkeys(node_of, 0), dict.fromkeys(node_of, 0)
     for rank, peers in messages.items():
-        stage = stages[rank]
-        arrays = 1 if is_sum else len(stage.program.nodes_by_rank[stage.place])
+        level = levels[rank]
+        arrays = 1 if is_sum else len(level.program.nodes_by_rank[level.place])
         far = sum(node_of[peer] != node_of[rank] for peer in peers)
         near = len(peers) - far
         cost = (_FAR_S + _FAR_MORE_S * far * arrays if far else 0.0) + (_NEAR_S if near and not far else 0.0)

@@ -47,7 +47,7 @@ class TreeReducer:
         self.runs = grain_runs(grains, group.size)
         self._spans_by_rank = [subtrees(run) for run in self.runs]
         self._choose = (selector or Selector()).chooser(group.locations, self._spans_by_rank)
-        self._channel = open_channel(group, room_bytes)
+        self.channel = open_channel(group, room_bytes)  # between the ranks of this node
         self._forms: dict[str, AllReduce] = {}
         self._ways: dict[tuple[int, ...], _Way] = {}
         self._calls, self._num_bytes, self._seconds = 0, 0, 0.0
@@ -72,7 +72,7 @@ class TreeReducer:
         """Make a float32 array for a value that `reduce` will take: in shared memory where there is room, which saves
         it a copy. Not collective. It is good until the call after the next.
         """
-        found = None if self._channel is None else self._channel.room(shape)
+        found = None if self.channel is None else self.channel.room(shape)
         return self._allocate(shape) if found is None else found
 
     def form_for(self, num_bytes: int) -> str:
@@ -108,7 +108,7 @@ class TreeReducer:
         num_bytes = 4 * math.prod(shape)
         name = self._choose(num_bytes)
         if name not in self._forms:
-            self._forms[name] = AllReduce(self.group, self._spans_by_rank, FORMS[name], self._channel)
+            self._forms[name] = AllReduce(self.group, self._spans_by_rank, FORMS[name], self.channel)
         form = self._forms[name]
         self._ways[shape] = way = _Way(shape, num_bytes, form.in_node or form)
         return way

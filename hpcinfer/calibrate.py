@@ -1,4 +1,4 @@
-"""`hpcinfer calibrate`: measure how ranks sum fastest here, and remember it for the jobs to come."""
+"""`hpcinfer calibrate`: measure how ranks sum and exchange fastest here, and remember it for the jobs to come."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from hpcinfer.units import format_bytes
 
 if TYPE_CHECKING:
     from hpcinfer.comm.protocol import World
-    from hpcinfer.comm.selector import Curves
+    from hpcinfer.comm.selector import Curves, Measured
 
 HELP = "measure how the ranks of a tp group sum fastest here, and remember it for the jobs to come"
 EXAMPLE = "mpirun -n 8 hpcinfer calibrate"
@@ -55,18 +55,24 @@ def _calibrate(world: "World", args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _lines(table: Mapping[str, "Curves"]) -> list[str]:
-    """A table for each shape: microseconds by size and form, the best one of a size with a star."""
+def _lines(table: Mapping[str, "Measured"]) -> list[str]:
+    """Tables for each shape: microseconds by operation, size and form, the best one of a size with a star."""
     lines = []
-    for shape, curves in table.items():
-        lines += ["", f"ranks on nodes: {shape}", " ".join([f"{'size':>9}", *(f"{name:>15}" for name in curves)])]
-        found: dict[int, dict[str, float]] = {}
-        for name, points in curves.items():
-            for point in points:
-                found.setdefault(point.num_bytes, {})[name] = point.seconds
-        lines += [" ".join([f"{format_bytes(size):>9}", *(_cell(row, name) for name in curves)])
-                  for size, row in sorted(found.items())]  # fmt: skip
+    for shape, operations in table.items():
+        lines += ["", f"ranks on nodes: {shape}"]
+        for operation, curves in operations.items():
+            lines += _rows(operation, curves)
     return lines
+
+
+def _rows(operation: str, curves: "Curves") -> list[str]:
+    found: dict[int, dict[str, float]] = {}
+    for name, points in curves.items():
+        for point in points:
+            found.setdefault(point.num_bytes, {})[name] = point.seconds
+    rows = [" ".join([f"{format_bytes(size):>14}", *(_cell(row, name) for name in curves)])
+            for size, row in sorted(found.items())]  # fmt: skip
+    return [" ".join([f"{operation:>14}", *(f"{name:>15}" for name in curves)]), *rows]
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:

@@ -201,7 +201,11 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
     loading = JobLoading(work.store, layout)
     loading.begin(work.placed, None)
     load = partial(loading.load, work.kernels, wanted.metrics)
-    replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted, load))
+    try:
+        replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted, load))
+    except Exception:
+        loading.stop()
+        raise
     likelihood = measure(work.placed, mesh, replica, work.tokenizer, work.windows)
     loading.finish()
     return likelihood

@@ -168,32 +168,36 @@ def _load(world: "World", line: "MpiGroup | None", serving: "Serving") -> "Repli
     except RankFailedError:
         serving.loading.abandon()
         world.revoke()  # nobody waits for this rank; who can serve does so, and the others regroup
+    except Exception:
+        serving.loading.stop()
+        raise
     return replica
 
 
 def _finish(
     world: "Collectives", options: RunOptions, facts: "RunFacts", stopper: "Stopper"
 ) -> "MergeReport | Stopped":
-    """Merge and report, unless the job was stopped before its end. Collective over the world."""
+    """Merge, unless the job was stopped before its end, and report. Collective over the world."""
     from hpcinfer.recovery.reporting import gather_reports, write_reports, write_traces
     from hpcinfer.recovery.snapshots import remove_snapshots
     from hpcinfer.recovery.stopping import agree_to_stop
 
     if world.rank == 0:
         show_info()
-    paths = facts.setup.job.paths
     with facts.phases.phase("merge"):
         stopped = agree_to_stop(stopper, facts.setup.job, world)
         merged = None if stopped else _merge(world, options)
     ranks = gather_reports(world, facts)
-    if merged is None:
-        assert stopped is not None
-        return stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))  # the root says it
+    if stopped is not None:
+        stopped = stopped._replace(num_kept=sum(rank["rows"]["kept"] for rank in ranks))  # the root says it
+    result = merged or stopped
+    assert result is not None
     if world.rank == 0:
-        remove_snapshots(paths)
-        write_reports(facts, merged, ranks)
+        if merged is not None:
+            remove_snapshots(facts.setup.job.paths)
+        write_reports(facts, result, ranks)
     write_traces(world, facts, ranks)
-    return merged
+    return result
 
 
 def _merge(world: "Collectives", options: RunOptions) -> "MergeReport":

@@ -16,7 +16,7 @@ from hpcinfer.partition.tree_program import TreeProgram, tree_program
 COLUMNS = 16  # slices begin at multiples of this: 64 bytes of float32
 
 
-class Stage(NamedTuple):
+class Level(NamedTuple):
     """One level, for one rank."""
 
     peers: tuple[int, ...]  # ranks that exchange, this one among them
@@ -30,9 +30,9 @@ class Stage(NamedTuple):
         return self.place < self.width
 
 
-def stages_of(
+def levels_of(
     rank: int, units: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], *, has_lanes: bool = True
-) -> list[Stage]:
+) -> list[Level]:
     """Plan an all-reduce for one rank.
 
     Args:
@@ -45,17 +45,17 @@ def stages_of(
         The levels in which this rank takes part: fewer than there are if it adds nothing at one.
     """
     lanes: dict[int, tuple[int, ...]] = dict.fromkeys(range(len(spans)), ())
-    held, stages = {each: tuple(own) for each, own in enumerate(spans)}, []
-    for level, unit_of in enumerate(units):
+    held, levels = {each: tuple(own) for each, own in enumerate(spans)}, []
+    for depth, unit_of in enumerate(units):
         members: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for each in sorted(lanes):
             members.setdefault((lanes[each], unit_of[each]), []).append(each)
         smallest = min(map(len, members.values()))
-        width = smallest if has_lanes or level == len(units) - 1 else 1
+        width = smallest if has_lanes or depth == len(units) - 1 else 1
         for peers in members.values():
             program = tree_program([held[peer] for peer in peers])
             if rank in peers:
-                stages.append(Stage(tuple(peers), peers.index(rank), width, program))
+                levels.append(Level(tuple(peers), peers.index(rank), width, program))
             for place, peer in enumerate(peers):
                 held[peer] = program.outputs
                 lanes[peer] = (*lanes[peer], place)
@@ -63,7 +63,7 @@ def stages_of(
                 del lanes[peer]
         if rank not in lanes:
             break
-    return stages
+    return levels
 
 
 def cut(columns: range, width: int) -> list[range]:

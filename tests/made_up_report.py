@@ -55,6 +55,7 @@ def made_up_run(num_ranks: int = 2, hosts: Sequence[str] | None = None, **values
     return {
         "mesh": f"dp={num_ranks} pp=1 tp=1", "world_size": num_ranks, "placement": placement, "input_kind": "jsonl",
         "num_rows": 1000, "num_failed": 3, "num_mergers": num_ranks,
+        "num_done": 1000, "stopped": "",
         "output_bytes": 50 << 20, "bytes_per_weight": 2.0, "kv_cache_bytes": 1 << 30,
         "num_blocks": 100, "threads": 1, "has_stage": False, "loaded_s": 0.0,
         "seconds": {"load": 2.0, "run": RUN_S, "merge": 1.0},

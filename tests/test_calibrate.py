@@ -9,6 +9,7 @@ from jobs import mpiexec_command, start_mpi
 
 from hpcinfer.__main__ import main
 from hpcinfer.calibrate import _lines
+from hpcinfer.comm.node.library import load
 from hpcinfer.comm.selector import Point
 
 
@@ -20,7 +21,8 @@ def test_ranks_measure_and_keep_the_table(tmp_path: Path) -> None:
     said = json.loads(run.stdout)
     (path,) = tmp_path.iterdir()
     assert said["path"] == str(path) and json.loads(path.read_text())["shapes"] == said["shapes"]
-    assert set(said["shapes"]["2"]) == {"one_shot", "two_shot"}
+    assert set(said["shapes"]["2"]["all_reduce"]) == {"one_shot", "two_shot"}
+    assert load() is None or set(said["shapes"]["2"]["send"]) == {"node", "mpi"}
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_no_error(tmp_path: Path) -> None:
@@ -40,7 +42,9 @@ def test_one_rank_and_no_time_are_refused(
 
 
 def test_the_fastest_form_of_a_size_has_a_star() -> None:
-    lines = _lines({"2+2": {"leader": [Point(1024, 2e-6)], "one_shot": [Point(1024, 3e-6), Point(4096, 5e-6)]}})
-    assert lines[1] == "ranks on nodes: 2+2" and lines[2].split() == ["size", "leader", "one_shot"]
+    curves = {"leader": [Point(1024, 2e-6)], "one_shot": [Point(1024, 3e-6), Point(4096, 5e-6)]}
+    lines = _lines({"2+2": {"all_reduce": curves, "send": {"mpi": [Point(1024, 7e-6)]}}})
+    assert lines[1] == "ranks on nodes: 2+2" and lines[2].split() == ["all_reduce", "leader", "one_shot"]
     assert lines[3].split() == ["1.0", "KiB", "2", "us*", "3", "us"]
     assert lines[4].split() == ["4.0", "KiB", "5", "us*"]
+    assert lines[5].split() == ["send", "mpi"] and lines[6].split() == ["1.0", "KiB", "7", "us*"]

@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import mmap
-import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -19,20 +18,18 @@ from typing import Any
 import numpy as np
 
 from hpcinfer.comm.launcher import read_launch
-from hpcinfer.comm.node.library import Library, compile_program, load
+from hpcinfer.comm.node.library import Compiled, Library, compile_program, load
 from hpcinfer.comm.node.mail import Incoming, Mail, Outgoing
-from hpcinfer.comm.node.region import Geometry, create_file, map_file, remove_file
+from hpcinfer.comm.node.patience import own_cpus, patience_for, watch
+from hpcinfer.comm.node.region import FOLDER, Geometry, open_region, possible_geometries
 from hpcinfer.comm.protocol import Buffer, Collectives
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.tree_program import TreeProgram
 
-FOLDER = "/dev/shm"
-_SLOT_BYTES, _RING_BUDGET_BYTES, _MAX_ROOM_BYTES = 1 << 20, 1 << 21, 1 << 23
-_TAG_NOTHING = 61  # of messages that nobody sends: looking for one lets the MPI see what has happened
+SLOT_BYTES = 1 << 20
 _FIRST_SLICE_NS, _SLICE_NS = 300_000, 2_000_000
-_SMALL_BYTES = 1 << 14
 _MAX_NODES = 128  # of a rank in a reduction: twice the levels of the tree at most
-_PATIENCE, _CROWDED = (200, 400), (0, 60)  # looks while spinning, and between giving the core away
+_ALL = -1  # for a root: everyone gets everything
 
 
 class NodeChannel:
@@ -41,11 +38,14 @@ class NodeChannel:
     `rank` and `size` count the members. Memory of a rank: two slots and two rooms, and rings of 2 MiB or less.
     """
 
-    def __init__(self, library: Library, memory: mmap.mmap, geometry: Geometry, rank: int, patience: tuple[int, int],
-                 check: Callable[[], None]) -> None:  # fmt: skip
+    def __init__(
+        self, library: Library, region: tuple[mmap.mmap, Geometry], rank: int, patience: tuple[int, int],
+        check: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._ffi, self._lib, self._library = library.ffi, library.lib, library
-        self._memory, self._geometry, self._check = memory, geometry, check
-        self._base = self._ffi.from_buffer("char[]", memory, require_writable=True)
+        self._memory, geometry = region
+        self._geometry, self._check = geometry, check
+        self._base = self._ffi.from_buffer("char[]", self._memory, require_writable=True)
         self._channel = self._ffi.gc(
             self._lib.hpc_channel_new(
                 self._base, self._ffi.new("hpc_geometry *", geometry.as_struct()), rank, patience
@@ -53,9 +53,10 @@ class NodeChannel:
             self._lib.hpc_channel_free,
         )
         self.rank, self.size, self.room_bytes = rank, geometry.size, geometry.room_bytes
+        self.ring_bytes = geometry.ring_bytes  # a message that is no longer may leave at once
         self._mail = Mail(library, self._channel, self.size, self._while_waiting)
         self._bounds = functools.lru_cache(1024)(self._even_bounds)
-        self._compiled: dict[TreeProgram, Any] = {}
+        self._compiled: dict[TreeProgram, Compiled] = {}  # whole: its struct does not keep what it points to
         self._inputs, self._outputs = (self._ffi.new("float *[]", _MAX_NODES) for _ in range(2))
         self._rooms = [self._whole_room(room) for room in range(2)]
         self._next_room, self._is_broken = 0, False
@@ -64,7 +65,7 @@ class NodeChannel:
     @classmethod
     def open(
         cls, group: Collectives, members: Sequence[int], room_bytes: int = 0, *, folder: str = FOLDER,
-        slot_bytes: int = _SLOT_BYTES,
+        slot_bytes: int = SLOT_BYTES,
     ) -> NodeChannel | None:  # fmt: skip
         """Open a channel on every node of a group.
 
@@ -80,22 +81,15 @@ class NodeChannel:
         Returns:
             None on every rank, if any rank has no library or cannot share memory.
         """
-        rank, library = list(members).index(group.rank), load()
-        wanted = _geometries(len(members), room_bytes, slot_bytes)
-        created = create_file(folder, wanted) if library is not None and rank == 0 else None
-        try:
-            mine = json.dumps({"file": created, "cpus": sorted(_cpus())}).encode()
-            told = [json.loads(data) for data in group.all_gather_bytes(mine)]
-            path, numbers = told[members[0]]["file"] or ("", (0, 0, 0, 0))
-            geometry = Geometry(*numbers)
-            memory = map_file(library, path, geometry, rank) if library is not None and path else None
-            is_open = b"0" not in group.all_gather_bytes(b"0" if memory is None else b"1")
-        finally:
-            remove_file(created)
-        if not is_open or memory is None or library is None:
+        library = load()
+        region = open_region(
+            group, members, possible_geometries(len(members), room_bytes, slot_bytes), folder, library
+        )
+        if region is None or library is None:
             return None
-        has_cores = not is_crowded([set(told[member]["cpus"]) for member in members], read_launch().local_size)
-        return cls(library, memory, geometry, rank, _PATIENCE if has_cores else _CROWDED, _watch(group))
+        told = [json.loads(data) for data in group.all_gather_bytes(json.dumps(sorted(own_cpus())).encode())]
+        patience = patience_for([set(told[member]) for member in members], read_launch().local_size)
+        return cls(library, region, list(members).index(group.rank), patience, watch(group))
 
     def close(self) -> None:
         """Give the memory back as soon as nobody has a room of it any more. Not collective."""
@@ -170,6 +164,11 @@ class NodeChannel:
         """
         self._gather(send, receive, [0, *accumulate(4 * count for count in counts)])
 
+    def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
+        """The same, on root only. Collective over the members."""
+        into = receive if self.rank == root else np.empty(0, np.float32)
+        self._gather(send, into, [0, *accumulate(4 * count for count in counts)], root)
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank. Collective over the members."""
         lengths = np.empty(self.size, np.int64)
@@ -213,6 +212,10 @@ class NodeChannel:
         """Let a buffer of known size come. Not collective."""
         return self._open_mail().start_receive(_bytes_of(buffer), peer, tag)
 
+    def receive_bytes(self, peer: int, tag: int = 0) -> bytes:
+        """Wait for a message of whatever length. Not collective."""
+        return self._open_mail().receive_bytes(peer, tag)
+
     def _reduce(
         self, form: int, program: TreeProgram, nodes: Sequence[Buffer], outs: Sequence[Buffer], bounds: Any
     ) -> None:
@@ -222,16 +225,16 @@ class NodeChannel:
             inputs[i] = from_buffer("float[]", np.asarray(node))
         for i, out in enumerate(outs):
             outputs[i] = from_buffer("float[]", np.asarray(out), True)
-        struct = self._compiled.get(program)
-        if struct is None:
-            struct = self._compiled[program] = compile_program(self._library, program).struct
-        self._finish(self._lib.hpc_reduce(
-            self._open_channel(), form, struct, inputs, len(nodes), bounds, outputs, _FIRST_SLICE_NS))  # fmt: skip
+        compiled = self._compiled.get(program)
+        if compiled is None:
+            compiled = self._compiled[program] = compile_program(self._library, program)
+        arrays = inputs, len(nodes), bounds, outputs
+        self._finish(self._lib.hpc_reduce(self._open_channel(), form, compiled.struct, *arrays, _FIRST_SLICE_NS))
 
-    def _gather(self, send: Buffer, receive: Buffer, starts: Iterable[int]) -> None:
+    def _gather(self, send: Buffer, receive: Buffer | None, starts: Iterable[int], root: int = _ALL) -> None:
         source, target = self._pointer(send), self._pointer(receive, is_written=True)
         bounds = self._ffi.new("int64_t[]", list(starts))
-        self._finish(self._lib.hpc_gather(self._open_channel(), source, target, bounds, _FIRST_SLICE_NS))
+        self._finish(self._lib.hpc_gather(self._open_channel(), source, target, bounds, root, _FIRST_SLICE_NS))
 
     def _finish(self, is_done: int) -> None:
         """Stay with a collective that has begun until it is done."""
@@ -259,7 +262,7 @@ class NodeChannel:
         self._open_channel()
         return self._mail
 
-    def _pointer(self, buffer: Buffer, *, is_written: bool = False) -> Any:
+    def _pointer(self, buffer: Buffer | None, *, is_written: bool = False) -> Any:
         data = buffer if isinstance(buffer, bytes | bytearray) else np.asarray(buffer)
         return self._ffi.from_buffer("char[]", data, require_writable=is_written)
 
@@ -280,53 +283,6 @@ def slice_bounds(count: int, size: int) -> list[int]:
     return [min(count, 16 * (lines * rank // size)) for rank in range(size)] + [count]
 
 
-def is_crowded(cpus_of_members: Sequence[set[int]], local_size: int) -> bool:
-    """Whether there are more ranks on this node than cores for them, so that one that waits should give way.
-
-    Not collective.
-
-    Args:
-        cpus_of_members: those that each may run on.
-        local_size: all ranks of the node, those of other groups too.
-    """
-    if local_size > (os.cpu_count() or 1):
-        return True
-    return any(sum(other <= cpus for other in cpus_of_members) > len(cpus) for cpus in cpus_of_members)
-
-
-def _geometries(size: int, room_bytes: int, slot_bytes: int) -> list[Geometry]:
-    """What a region may look like, best first: without rooms, and then small, where memory is short."""
-    ring_bytes = min(1 << 20, max(_SMALL_BYTES, _RING_BUDGET_BYTES // max(1, size - 1)))
-    best = Geometry(size, _lines(slot_bytes), _lines(min(room_bytes, _MAX_ROOM_BYTES)), _lines(ring_bytes))
-    least = _lines(min(slot_bytes, 4 * _SMALL_BYTES))
-    return [best, best._replace(room_bytes=0), Geometry(size, least, 0, _SMALL_BYTES)]
-
-
-def _lines(num_bytes: int) -> int:
-    return -(-num_bytes // 64) * 64
-
-
-def _cpus() -> set[int]:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
-
-
 def _bytes_of(buffer: Buffer) -> memoryview:
     view = memoryview(buffer if isinstance(buffer, bytes | bytearray) else np.asarray(buffer))  # type: ignore[arg-type]
     return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def _watch(group: Collectives) -> Callable[[], None]:
-    """What a rank that waits does to see a dead one."""
-    check = getattr(group, "check", None)
-
-    def look() -> None:
-        group.probe_bytes(_TAG_NOTHING)
-        if check is not None:
-            check()
-        elif group.failed():
-            raise RankFailedError("a rank has died")
-
-    return look

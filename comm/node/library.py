@@ -10,6 +10,8 @@ import numpy as np
 
 from hpcinfer.partition.tree_program import TreeProgram
 
+_LAYOUT = 2  # HPC_LAYOUT of the node.h that this package was written with
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,13 +31,20 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def load() -> Library | None:
-    """Load the library; None where it was not built or does not load. Not collective."""
+    """Load the library; None where it was not built, does not load, or is of another version. Not collective."""
     try:
         module = importlib.import_module("._node", __package__)
     except ModuleNotFoundError:
         return None
     except ImportError as error:
         logger.warning("the node library is there, but cannot be loaded: %s", error)
+        return None
+    layout = getattr(module.lib, "HPC_LAYOUT", 1)
+    if layout != _LAYOUT:
+        logger.warning(
+            "the node library at %s is of another version of hpcinfer (layout %d, expected %d): ranks of a node talk"
+            " through the MPI; install hpcinfer again", module.__file__, layout, _LAYOUT,
+        )  # fmt: skip
         return None
     return Library(module.ffi, module.lib)
 
@@ -88,4 +97,5 @@ def evaluate(program: TreeProgram, nodes: Sequence[Sequence[np.ndarray]], outs: 
     inputs = [from_buffer("float[]", nodes[each.rank][each.node]) for each in program.inputs]
     results = [from_buffer("float[]", out, require_writable=True) for out in outs]
     pointers = library.ffi.new("float *[]", inputs), library.ffi.new("float *[]", results)
-    library.lib.hpc_evaluate(compile_program(library, program).struct, *pointers, outs[0].size)
+    compiled = compile_program(library, program)
+    library.lib.hpc_evaluate(compiled.struct, *pointers, outs[0].size)

@@ -105,14 +105,36 @@ class Mail:
 
     def start_receive(self, data: memoryview, peer: int, tag: int) -> Incoming:
         """Let a message come."""
-        message, inbox = Incoming(self, peer, tag, data), self._inboxes[peer]
-        for i, (early_tag, early) in enumerate(inbox.early):
-            if early_tag == tag:
-                del inbox.early[i]
-                message.fill(early)
-                return message
-        inbox.waiting.append(message)
+        message = Incoming(self, peer, tag, data)
+        early = self._take_early(peer, tag)
+        if early:
+            message.fill(early[0])
+        else:
+            self._inboxes[peer].waiting.append(message)
         return message
+
+    def receive_bytes(self, peer: int, tag: int) -> bytes:
+        """Wait for a message of whatever length."""
+        found: list[memoryview] = []
+
+        def take() -> bool:
+            found.extend(self._take_early(peer, tag))
+            if not found:
+                self.pull(peer)
+                found.extend(self._take_early(peer, tag))
+            return bool(found)
+
+        self.wait_until(take, peer, is_reading=True)
+        return bytes(found[0])
+
+    def _take_early(self, peer: int, tag: int) -> list[memoryview]:
+        """The first message of a tag that has come and nobody has asked for, if there is one."""
+        early = self._inboxes[peer].early
+        for i, (found_tag, data) in enumerate(early):
+            if found_tag == tag:
+                del early[i]
+                return [data]
+        return []
 
     def push_all(self) -> None:
         """Let leave what can."""
@@ -148,12 +170,18 @@ class Mail:
                 return
 
     def wait_until(self, is_done: Callable[[], bool], peer: int, *, is_reading: bool) -> None:
-        """Wait for a rank to write, or to read."""
+        """Wait for a rank to write, or to read.
+
+        In a long wait what others have sent is taken, so that ranks which wait do not hold up those that send to them.
+        """
         while not is_done():
             self.push_all()
             slice_ns = _SHORT_SLICE_NS if any(self._outboxes) else _SLICE_NS
             if not self._lib.hpc_ring_wait(self._channel, peer, is_reading, slice_ns):
                 self._while_waiting()
+                for other in range(len(self._inboxes)):
+                    if other != peer or not is_reading:
+                        self.pull(other)
 
     def forget(self, message: Incoming, peer: int) -> None:
         """Let a message come into memory of our own."""

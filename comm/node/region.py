@@ -7,23 +7,46 @@ beginning and not a signal later.
 """
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from hpcinfer.comm.node.library import Library
+from hpcinfer.comm.protocol import Collectives
 
+T = TypeVar("T")
+D = TypeVar("D")
+
+FOLDER = "/dev/shm"  # where files are memory
 LINE, PAGE = 64, 4096
 _HEAD_BYTES = 2 * LINE  # hpc_part
 _RING_HEAD_BYTES = 2 * LINE
+_RING_BUDGET_BYTES, _MAX_ROOM_BYTES, _SMALL_BYTES = 1 << 21, 1 << 23, 1 << 14
 _NAME = re.compile(r"hpcinfer-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}")
 
 logger = logging.getLogger(__name__)
+
+
+class Parts(Protocol):
+    """What a region is divided into: a part for each rank, in whole pages."""
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a part."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the region."""
+
+
+G = TypeVar("G", bound=Parts)
 
 
 class Geometry(NamedTuple):
@@ -60,74 +83,109 @@ class Geometry(NamedTuple):
                 "rooms": self.rooms, "rings": self.rings, "total_bytes": self.total_bytes}  # fmt: skip
 
 
-class Created(NamedTuple):
-    """A file that is there for all to map."""
+def possible_geometries(size: int, room_bytes: int, slot_bytes: int) -> list[Geometry]:
+    """Say what a region may look like, best first: without rooms, and then small, where memory is short.
 
-    path: str
-    geometry: Geometry
+    Not collective. There are as many whatever the sizes are.
+    """
+    ring_bytes = min(1 << 20, max(_SMALL_BYTES, _RING_BUDGET_BYTES // max(1, size - 1)))
+    room_bytes = _up(min(room_bytes, _MAX_ROOM_BYTES), LINE)
+    best = Geometry(size, _up(slot_bytes, LINE), room_bytes, _up(ring_bytes, LINE))
+    least = _up(min(slot_bytes, 4 * _SMALL_BYTES), LINE)
+    return [best, best._replace(room_bytes=0), Geometry(size, least, 0, _SMALL_BYTES)]
 
 
-def create_file(folder: str, geometries: Sequence[Geometry]) -> Created | None:
+def open_region(
+    group: Collectives, members: Sequence[int], geometries: Sequence[G], folder: str, library: Library | None
+) -> tuple[mmap.mmap, G] | None:
+    """Share memory on every node of a group: the first geometry of which all ranks of all nodes have got their pages.
+
+    Collective over the group. Others may take memory at the same time: whether there is enough is known when the pages
+    are there, and not before.
+
+    Args:
+        group: all ranks call this.
+        members: its ranks on this node.
+        geometries: what would be good on this node, best first; as many on all nodes.
+        folder: where files are memory.
+        library: None where there is none.
+
+    Returns:
+        The memory and its geometry; None on every rank, if any rank has no library or cannot share memory.
+    """
+    rank, problem = list(members).index(group.rank), ""
+    for geometry in geometries:
+        path, memory = "", None
+        try:
+            if library is not None and rank == 0:
+                path, problem = _tried(partial(create_file, folder, geometry), "")
+            there = group.all_gather_bytes(path.encode())[members[0]].decode()
+            if library is not None and there:
+                memory, problem = _tried(partial(map_file, library, there, geometry, rank), None)
+            states = group.all_gather_bytes(b"none" if library is None else b"%d" % (memory is not None))
+        finally:
+            _unlink(path)
+        if memory is not None and set(states) == {b"1"}:
+            return memory, geometry
+        if memory is not None:
+            memory.close()
+        if b"none" in states:
+            return None
+    if problem:
+        logger.warning("ranks of this node talk through the MPI, without shared memory: %s", problem)
+    return None
+
+
+def _tried(work: Callable[[], T], otherwise: D) -> tuple[T | D, str]:
+    """What work gives, or something else and why."""
+    try:
+        return work(), ""
+    except OSError as error:
+        return otherwise, str(error)
+
+
+def create_file(folder: str, geometry: Parts) -> str:
     """Make the file of a region, and remove what dead ranks have left.
 
     Not collective.
 
-    Args:
-        folder: where files are memory.
-        geometries: what would be good, best first.
-
-    Returns:
-        The first for which there is room; None if there is not enough for any.
+    Raises:
+        OSError: there is no such folder, or too little room in it.
     """
-    try:
-        remove_leftovers(folder)
-        room = os.statvfs(folder)
-        free_bytes = room.f_bavail * room.f_frsize
-        for geometry in geometries:
-            if geometry.total_bytes <= free_bytes:
-                return Created(_create(folder, geometry.total_bytes), geometry)
-        logger.warning("%s has too little room for shared memory: %d bytes", folder, free_bytes)
-        return None
-    except OSError as error:
-        logger.warning("no shared memory in %s: %s", folder, error)
-        return None
-
-
-def _create(folder: str, num_bytes: int) -> str:
+    remove_leftovers(folder)
+    room = os.statvfs(folder)
+    free_bytes = room.f_bavail * room.f_frsize
+    if geometry.total_bytes > free_bytes:
+        raise OSError(errno.ENOSPC, f"{free_bytes} bytes are free, {geometry.total_bytes} are needed", folder)
     owner = f"{os.getpid()}-{_start_of(os.getpid())}"
     path = os.path.join(folder, f"hpcinfer-{_namespace()}-{owner}-{secrets.token_hex(8)}")
     file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:
-        os.ftruncate(file, num_bytes)
+        os.ftruncate(file, geometry.total_bytes)
+    except OSError:
+        _unlink(path)
+        raise
     finally:
         os.close(file)
     return path
 
 
-def map_file(library: Library, path: str, geometry: Geometry, rank: int) -> mmap.mmap | None:
-    """Reserve this rank's part of a region and map all of it; None if that cannot be.
+def map_file(library: Library, path: str, geometry: Parts, rank: int) -> mmap.mmap:
+    """Reserve this rank's part of a region and map all of it.
 
-    Not collective.
+    Not collective. A part may be written when its rank has come back from here, and no sooner.
+
+    Raises:
+        OSError: there are no pages for it, or the file is not in memory.
     """
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            if not library.lib.hpc_is_tmpfs(file):
-                logger.warning("%s is not in memory: ranks of this node talk through the MPI", path)
-                return None
-            os.posix_fallocate(file, rank * geometry.part_bytes, geometry.part_bytes)
-            return mmap.mmap(file, geometry.total_bytes)
-        finally:
-            os.close(file)
-    except (OSError, ValueError) as error:
-        logger.warning("no shared memory at %s: %s", path, error)
-        return None
-
-
-def remove_file(created: Created | None) -> None:
-    """Take a region's name away; who has mapped it keeps it. Not collective."""
-    if created is not None:
-        _unlink(created.path)
+        if not library.lib.hpc_is_tmpfs(file):
+            raise OSError(errno.ENOTSUP, "not in memory", path)
+        os.posix_fallocate(file, rank * geometry.part_bytes, geometry.part_bytes)
+        return mmap.mmap(file, geometry.total_bytes)
+    finally:
+        os.close(file)
 
 
 def remove_leftovers(folder: str) -> None:

@@ -1,15 +1,17 @@
 """Who sends what to whom inside a replica: hidden states down the stages, results to the leader, records to all.
 
-Ranks of a replica are numbered stage by stage, tp innermost; rank 0 is the leader. Sends never block, and hidden states
-of the next micro-batch come while this one is computed, as far as `turn` lets the MPI work meanwhile.
+Ranks of a replica are numbered stage by stage, tp innermost; rank 0 is the leader. Sends do not wait for the receiver
+to be there. Hidden states of the next micro-batch come while this one is computed: through memory by themselves, and as
+far as `turn` lets the MPI work meanwhile.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.outbox import Outbox
-from hpcinfer.comm.protocol import Collectives, Pending
+from hpcinfer.comm.protocol import Pending
 from hpcinfer.kernels.protocol import Array
 
 _TAG_HIDDEN, _TAG_RESULTS, _TAG_RECORD = 11, 12, 13
@@ -49,27 +51,35 @@ class Pipeline:
     """The messages of one replica.
 
     Args:
-        replica: its ranks.
+        operations: of its ranks.
         place: of this one.
-        allocate: makes room for the hidden states of the largest micro-batch, [T, D].
+        max_tokens: of a micro-batch.
+        allocate: makes room for the hidden states of some tokens, [T, D].
     """
 
-    def __init__(self, replica: Collectives, place: Place, allocate: Callable[[], Array]) -> None:
-        self.replica, self.place, self._allocate = replica, place, allocate
+    def __init__(
+        self, operations: Operations, place: Place, max_tokens: int, allocate: Callable[[int], Array]
+    ) -> None:
+        self.replica, self.place, self._operations = operations.group, place, operations
+        self._max_tokens, self._allocate = max_tokens, allocate
         self._sent = Outbox()
         self._own_results: deque[bytes] = deque()
         self._coming: tuple[Array, Pending] | None = None  # of the next micro-batch
 
     def receive_hidden(self, num_tokens: int) -> Array:
         """Take hidden states [num_tokens, D] from the same tp rank of the stage before."""
-        room, pending = self._coming or self._let_come()
+        peer, room = self.replica.rank - self.place.tp, self._allocate(num_tokens)
+        if self._operations.is_near(peer, room.nbytes):
+            self._operations.receive(room, peer, _TAG_HIDDEN)
+            return room
+        whole, pending = self._coming or self._let_come()
         self.replica.wait_all([pending])
         self._coming = self._let_come()
-        return room[:num_tokens]
+        return whole[:num_tokens]
 
     def send_hidden(self, hidden: Array) -> None:
         """Start sending hidden states to the same tp rank of the next stage."""
-        self._sent.keep(self.replica.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
+        self._sent.keep(self._operations.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
 
     def turn(self) -> None:
         """Let messages move on: an MPI without threads of its own works only while it is called. Not collective."""
@@ -78,7 +88,7 @@ class Pipeline:
             self._coming[1].test()
 
     def _let_come(self) -> tuple[Array, Pending]:
-        room = self._allocate()
+        room = self._allocate(self._max_tokens)
         return room, self.replica.start_receive(room, self.replica.rank - self.place.tp, _TAG_HIDDEN)
 
     def send_results(self, data: bytes) -> None:
@@ -86,22 +96,22 @@ class Pipeline:
         if self.place.is_leader:
             self._own_results.append(data)
         else:
-            self._sent.keep(self.replica.send_bytes(data, 0, _TAG_RESULTS))
+            self._sent.keep(self._operations.send_bytes(data, 0, _TAG_RESULTS))
 
     def receive_results(self) -> bytes:
         """Wait for what was sampled from the oldest batch. On the leader."""
         if self.place.is_sampler:
             return self._own_results.popleft()
-        return self.replica.receive_bytes((self.place.pp - 1) * self.place.tp, _TAG_RESULTS)
+        return self._operations.receive_bytes((self.place.pp - 1) * self.place.tp, _TAG_RESULTS)
 
     def send_record(self, data: bytes) -> None:
         """Start sending the step record to all others. On the leader."""
         for peer in range(1, self.replica.size):
-            self._sent.keep(self.replica.send_bytes(data, peer, _TAG_RECORD))
+            self._sent.keep(self._operations.send_bytes(data, peer, _TAG_RECORD))
 
     def receive_record(self) -> bytes:
         """Wait for the step record. On all but the leader."""
-        return self.replica.receive_bytes(0, _TAG_RECORD)
+        return self._operations.receive_bytes(0, _TAG_RECORD)
 
     def flush(self) -> None:
         """Wait until all that was sent has left; nothing more comes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import psutil
 
 from hpcinfer.agree import on_all, settle
 from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.node.opening import open_channel
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.config import EngineOptions, ModelConfig
@@ -136,7 +139,8 @@ def build_replica(
     weights = on_all(replica, lambda: load(plan, loading) if load else load_stage(store, kernels, plan, loading))
     head_bytes = kernels.kv_bytes(config.head_size, options.cache_dtype)
     block_bytes = kv_bytes_per_token(config, plan, head_bytes) * options.engine.block_size
-    mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options, weights.bytes_to_come))
+    free_bytes = _free_memory(replica, weights.bytes_to_come)
+    mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options, free_bytes))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(replica, lambda: _check_blocks(num_blocks, block_bytes, options))
     shape = CacheShape(num_blocks, options.engine.block_size, options.cache_dtype)
@@ -145,8 +149,12 @@ def build_replica(
     room_bytes = 4 * math.prod(hidden_shape) * max(len(subtrees(run)) for run in grain_runs(store.grains, mesh.tp))
     reducer = TreeReducer(tp_group, store.grains, kernels.empty, options.selector, room_bytes)
     stage = Stage(config, plan, weights, kernels, reducer, cache=cache)
-    sampler = Sampler(kernels, tp_group, config.vocab_size, store.grains, options.seed)
-    pipeline = Pipeline(replica, Place(mesh.pp, mesh.tp, coord.pp, coord.tp), lambda: kernels.empty(hidden_shape))
+    stage_ranks = Operations(tp_group, reducer.channel, options.selector)
+    channel = reducer.channel if mesh.pp == 1 else open_channel(replica, is_for_messages=True)
+    all_ranks = Operations(replica, channel, options.selector)
+    sampler = Sampler(kernels, stage_ranks, config.vocab_size, store.grains, options.seed)
+    place = Place(mesh.pp, mesh.tp, coord.pp, coord.tp)
+    pipeline = Pipeline(all_ranks, place, hidden_shape[0], lambda tokens: kernels.empty((tokens, config.hidden_size)))
     runner = Runner(stage, sampler, pipeline, config.eos_token_ids, metrics)
     limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, _micro_batches(options, mesh))
     blocks = BlockManager(num_blocks, options.engine.block_size, reuse=options.engine.prefix_reuse)
@@ -194,9 +202,9 @@ def _micro_batches(options: ReplicaOptions, mesh: Mesh) -> int:
     return options.engine.micro_batches or mesh.pp
 
 
-def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions, weights_bytes: int) -> int:
-    """Blocks that this rank can hold when so many bytes of weights are still to come. Not collective."""
-    free, engine = max(0, _free_memory() - weights_bytes), options.engine
+def _possible_blocks(block_bytes: int, mesh: Mesh, options: ReplicaOptions, free: int) -> int:
+    """Blocks that this rank can hold in so many bytes of free memory. Not collective."""
+    engine = options.engine
     per_sequence = -(-options.max_model_len // engine.block_size)
     useful = per_sequence * engine.max_num_seqs * _micro_batches(options, mesh)
     if engine.kv_cache_memory is not None:
@@ -238,6 +246,16 @@ def _make_cache(
         ) from error
 
 
-def _free_memory() -> int:
-    """Bytes of memory that this rank may count as free: its share of the node's."""
-    return int(psutil.virtual_memory().available) // max(1, read_launch(os.environ).local_size)
+def _free_memory(replica: Collectives, bytes_to_come: int) -> int:
+    """Bytes that this rank may count as free, the same on all ranks of the replica that share a node.
+
+    Collective over the replica. The weights that are still to come to them are taken from what their node has left;
+    ranks of other replicas on it are thought to be like them.
+    """
+    own = (int(psutil.virtual_memory().available), bytes_to_come, read_launch(os.environ).local_size)
+    told = [json.loads(data) for data in replica.all_gather_bytes(json.dumps(own).encode())]
+    where = replica.locations
+    here = [told[rank] for rank in range(replica.size)
+            if (where[rank].node == where[replica.rank].node if where else rank == replica.rank)]  # fmt: skip
+    available, num_ranks = min(each[0] for each in here), max(1, *(each[2] for each in here))
+    return max(0, available // num_ranks - sum(each[1] for each in here) // len(here))

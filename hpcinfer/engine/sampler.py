@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcinfer.comm.protocol import Collectives
+from hpcinfer.comm.operations import Operations
 from hpcinfer.engine.batch import LogitRow
 from hpcinfer.engine.logits import TokenScore, adjust, log_total, sample, score, uniform
 from hpcinfer.kernels.protocol import Kernels
@@ -43,7 +43,7 @@ class VocabShards(NamedTuple):
 class Sampler:
     """Turns the logits of a batch into tokens. Collective over tp of the last stage."""
 
-    def __init__(self, kernels: Kernels, group: Collectives, vocab_size: int, grains: int, seed: int) -> None:
+    def __init__(self, kernels: Kernels, group: Operations, vocab_size: int, grains: int, seed: int) -> None:
         self._kernels, self._group, self._seed = kernels, group, seed
         self._shards = VocabShards(grain_ranges(vocab_size, grains), grain_runs(grains, group.size))
         self._run = self._shards.runs[group.rank]

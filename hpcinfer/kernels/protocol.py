@@ -119,6 +119,9 @@ class Kernels(Protocol):
     def phase_seconds(self) -> dict[str, float]:
         """Seconds in array functions so far, by phase: products, attention, other kernels; empty if not measured."""
 
+    def bind_workers(self) -> None:
+        """Bind threads that work for the calling one to CPUs, as those of the thread that has built the kernels are."""
+
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Allocate float32, uninitialised, contiguous."""
 

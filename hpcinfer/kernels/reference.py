@@ -118,6 +118,9 @@ class ReferenceKernels:
             "probe": _probe_digest(),
         }
 
+    def bind_workers(self) -> None:
+        """Nothing: torch has one pool of threads, which are not bound."""
+
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
         return torch.empty(shape)

@@ -18,6 +18,8 @@ from hpcinfer.report.metrics import WEIGHTS, Metrics
 if TYPE_CHECKING:
     from hpcinfer.weights.reader import Store
 
+_LOOK_S = 0.02
+
 
 class ArrivingStage:
     """`StageWeights` whose parts come one by one; whoever asks for one that is not there waits for it.
@@ -37,6 +39,7 @@ class ArrivingStage:
         self._parts: list[Any] = []
         self._change = Condition()
         self._error: BaseException | None = None
+        self.while_waiting: Callable[[], None] = lambda: None  # called now and then by whoever waits; may raise
         self._layers: Sequence[LayerWeights] = _Layers(self)
         self._start_s = start_s
         self._thread = Thread(target=self._run, name="loading", daemon=True)
@@ -49,8 +52,13 @@ class ArrivingStage:
 
     def wait(self) -> None:
         """Wait until all is there, or has failed: then whoever needs what is missing is told. Not collective."""
-        with self._metrics.phase(WEIGHTS):
-            self._thread.join()
+        self._has_come(self._num_layers + 1)
+        self._thread.join()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why not all of it comes; None if it does, as far as is known."""
+        return self._error
 
     @property
     def is_complete(self) -> bool:
@@ -89,15 +97,21 @@ class ArrivingStage:
 
     def part(self, index: int) -> Any:
         """Wait for a part: 0 the embedding, then the layers, then the head. Not collective."""
-        while len(self._parts) <= index:
-            if self._error is not None:
-                raise self._error
-            with self._metrics.phase(WEIGHTS), self._change:
-                self._wait_for_next(len(self._parts))
+        if not self._has_come(index):
+            assert self._error is not None, f"{index = } {len(self._parts) = }"
+            raise self._error
         return self._parts[index]
 
+    def _has_come(self, index: int) -> bool:
+        """Wait for a part, in a phase for each that comes: the watchdog sees progress. False if it has failed."""
+        while len(self._parts) <= index and self._error is None:
+            with self._metrics.phase(WEIGHTS), self._change:
+                self._wait_for_next(len(self._parts))
+        return len(self._parts) > index
+
     def _wait_for_next(self, seen: int) -> None:
-        self._change.wait_for(lambda: len(self._parts) > seen or self._error is not None)
+        while not self._change.wait_for(lambda: len(self._parts) > seen or self._error is not None, _LOOK_S):
+            self.while_waiting()
 
     def _run(self) -> None:
         try:
@@ -138,6 +152,10 @@ class _Layers(Sequence[LayerWeights]):
             return [self[place] for place in range(*index.indices(len(self)))]
         layer: LayerWeights = self._stage.part(1 + range(len(self))[index])
         return layer
+
+    def __iter__(self) -> Iterator[LayerWeights]:
+        for place in range(len(self)):  # the inherited one takes an IndexError of a layer for the end
+            yield self[place]
 
 
 def prepared_bytes(store: Store, config: ModelConfig, plan: ShardPlan) -> int:

@@ -1,8 +1,7 @@
-"""Who reads which units of a store, and who passes them on to whom. Integers only, the same on every rank.
+"""Who reads which units of a store. Integers only, the same on every rank.
 
 A model comes in portions, in the order in which they are used: the vocabulary table, the two halves of each layer, the
-head. Of the ranks that need a unit one reads it; from there it goes to one rank of every other node, and from that one
-to the others of its node. Nobody gets what it does not need, and who has a copy staged takes that.
+head. Of the ranks that need a unit one reads it, for all (`hpcinfer.model.portions`); who has a copy staged takes that.
 """
 
 from __future__ import annotations
@@ -45,22 +44,6 @@ class Run(NamedTuple):
     is_staged: bool  # where the reader reads
 
 
-class Share(NamedTuple):
-    """What one rank does with a run that it needs."""
-
-    name: str
-    units: range
-    sender: int | None  # None: it reads the run itself
-    receivers: tuple[int, ...]
-
-
-class Portion(NamedTuple):
-    """What one rank gets at once."""
-
-    needs: Mapping[str, range]  # units by parameter, in the order of the store
-    shares: tuple[Share, ...]  # which together are these
-
-
 @dataclass(frozen=True)
 class Job:
     """All ranks that load, and what each of them is to hold."""
@@ -69,12 +52,22 @@ class Job:
     kinds: Sequence[StoredKind]  # in the order of the store
     plans: Mapping[int, ShardPlan]  # by rank
     nodes: Sequence[int]  # by rank
+    common: frozenset[str] = frozenset()  # parameters of which the ranks of a node have one copy
+
+    def have_one_copy(self, name: str, rank: int, other: int) -> bool:
+        """Whether two ranks write to and read from the same memory."""
+        if name not in self.common or self.nodes[rank] != self.nodes[other]:
+            return False
+        spec = next(kind.spec for kind in self.kinds if kind.spec.name == name)
+        return needed_units(self.config, self.plans[rank], spec) == needed_units(self.config, self.plans[other], spec)
 
 
-def job_of(store: Store, plans: Mapping[int, ShardPlan], nodes: Sequence[int]) -> Job:
+def job_of(
+    store: Store, plans: Mapping[int, ShardPlan], nodes: Sequence[int], common: frozenset[str] = frozenset()
+) -> Job:
     """Say who loads what of a store. Not collective."""
     kinds = [StoredKind(store.spec(name), unit_bytes(store, name)) for name in store.parameters]
-    return Job(store.config, kinds, plans, nodes)
+    return Job(store.config, kinds, plans, nodes, common)
 
 
 def unit_bytes(store: Store, name: str) -> int:
@@ -113,7 +106,7 @@ class _Needers(NamedTuple):
 
 def needed_units(config: ModelConfig, plan: ShardPlan, spec: ParamSpec) -> range:
     """Units of a parameter that a rank with this plan is built from."""
-    if not _is_needed(config, plan, spec.name):
+    if not is_needed(config, plan, spec.name):
         return range(0)
     if spec.axis == WHOLE:
         return range(1)
@@ -150,28 +143,13 @@ def distribute(
         groups = _groups(job, kinds, holders, is_staged)
         for needers, units in sorted(groups.items(), key=lambda item: -_num_bytes(item[1])):
             if needers.staged:
-                yield from _staged_runs(portion, units, needers)
+                yield from _staged_runs(portion, units, needers, job)
             else:
                 yield from _read_runs(portion, units, needers.waiting, job, balance, request_bytes)
 
 
-def portions_of(job: Job, runs: Iterator[Run], rank: int) -> list[Portion]:
-    """What one rank reads, receives and sends, in the order of the portions."""
-    plan, shares = job.plans[rank], dict[int, list[Share]]()
-    for number, run in enumerate(runs):
-        if rank in run.needers:
-            senders = _senders(run, job.nodes, number)
-            receivers = tuple(each for each, sender in senders.items() if sender == rank)
-            shares.setdefault(run.portion, []).append(Share(run.name, run.units, senders.get(rank), receivers))
-    needs: dict[int, dict[str, range]] = {}
-    for spec, _ in job.kinds:
-        if _is_needed(job.config, plan, spec.name):
-            portion = portion_of(spec.name, job.config.num_layers)
-            needs.setdefault(portion, {})[spec.name] = needed_units(job.config, plan, spec)
-    return [Portion(needs[number], tuple(shares.get(number, ()))) for number in sorted(needs)]
-
-
-def _is_needed(config: ModelConfig, plan: ShardPlan, name: str) -> bool:
+def is_needed(config: ModelConfig, plan: ShardPlan, name: str) -> bool:
+    """Whether a rank with this plan is built from something of a parameter."""
     if name.startswith("layers."):
         return int(name.split(".", 2)[1]) in plan.layers
     if name.startswith("embed_tokens."):
@@ -204,12 +182,31 @@ def _by_copy(ranks: Sequence[int], has_copy: Sequence[bool]) -> _Needers:
     return _Needers(waiting, tuple(rank for rank, has in zip(ranks, has_copy, strict=True) if has))
 
 
-def _staged_runs(portion: int, units: Sequence[_Unit], needers: _Needers) -> Iterator[Run]:
-    """Each rank that has a copy reads that, and sends it to some of those that have none."""
-    for place, rank in enumerate(needers.staged):
-        served = needers.waiting[place :: len(needers.staged)]
-        for name, run in _joined(units):
-            yield Run(portion, name, run, rank, (rank, *served), is_staged=True)
+def _staged_runs(portion: int, units: Sequence[_Unit], needers: _Needers, job: Job) -> Iterator[Run]:
+    """Each rank that has a staged copy reads that, and sends it to some of those that have none; ranks that write to
+    the same memory count as one."""
+    readers = frozenset(needers.staged)
+    for name, run in _joined(units):
+        memories = by_memory(job, name, (*needers.staged, *needers.waiting))
+        staged = [ranks for ranks in memories if ranks[0] in readers]
+        waiting = [ranks for ranks in memories if ranks[0] not in readers]
+        for place, ranks in enumerate(staged):
+            served = [rank for others in waiting[place :: len(staged)] for rank in others]
+            yield Run(portion, name, run, ranks[0], (*ranks, *served), is_staged=True)
+
+
+def by_memory(job: Job, name: str, ranks: Sequence[int]) -> list[list[int]]:
+    """Ranks that write to the same memory together, in the order of the first ones."""
+    if name not in job.common:
+        return [[rank] for rank in ranks]
+    memories: list[list[int]] = []
+    for rank in ranks:
+        mates = next((each for each in memories if job.have_one_copy(name, each[0], rank)), None)
+        if mates is None:
+            memories.append([rank])
+        else:
+            mates.append(rank)
+    return memories
 
 
 def _read_runs(
@@ -248,20 +245,6 @@ def _joined(units: Sequence[_Unit]) -> Iterator[tuple[str, range]]:
         if place == len(units) or units[place][:2] != (last.name, last.unit + 1):
             yield last.name, range(units[start].unit, last.unit + 1)
             start = place
-
-
-def _senders(run: Run, nodes: Sequence[int], number: int) -> dict[int, int]:
-    """From whom each rank but the reader gets a run: over the network once for each node; ranks of it take turns."""
-    by_node: dict[int, list[int]] = {}
-    for rank in run.needers:
-        by_node.setdefault(nodes[rank], []).append(rank)
-    senders: dict[int, int] = {}
-    for node, ranks in by_node.items():
-        first = run.reader if node == nodes[run.reader] else ranks[number % len(ranks)]
-        senders.update({rank: first for rank in ranks if rank != first})
-        if first != run.reader:
-            senders[first] = run.reader
-    return senders
 
 
 def _num_bytes(units: Sequence[_Unit]) -> int:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from hpcinfer.comm.library import has_threads
-from hpcinfer.errors import RankFailedError
+from hpcinfer.errors import RankFailedError, RevokedError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.arrival import ArrivingStage, prepared_bytes
+from hpcinfer.model.common import Commons, has_commons, open_commons
 from hpcinfer.model.delivery import Delivery
-from hpcinfer.model.distribution import Portion, distribute, job_of, portions_of
+from hpcinfer.model.distribution import Job, distribute, job_of
+from hpcinfer.model.portions import portions_of
+from hpcinfer.model.refill import HeldWeights
 from hpcinfer.model.shard import ShardPlan, shard_plan
 from hpcinfer.model.weights_of import LoadOptions, load_parts
 from hpcinfer.partition.layout import Layout
-from hpcinfer.report.metrics import STAGING, Metrics
+from hpcinfer.report.metrics import STAGING, WEIGHTS, Metrics
 
 if TYPE_CHECKING:
     from hpcinfer.comm.mpi import MpiGroup
-    from hpcinfer.comm.protocol import Collectives
+    from hpcinfer.comm.protocol import Collectives, World
     from hpcinfer.weights.reader import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class JobLoading:
@@ -33,70 +40,102 @@ class JobLoading:
 
     def __init__(self, store: Store, layout: Layout) -> None:
         self._store, self._layout = store, layout
+        self._group: Collectives | None = None
+        self._copies: _Copies | None = None
+        self._commons: Commons | None = None
         self._delivery: Delivery | None = None
         self._metrics = Metrics()  # those of `load`, from then on
         self._stage: ArrivingStage | None = None
-        self._has_own_thread = False  # the messages are seen to while this rank computes
+        self._held: HeldWeights | None = None  # the stage, for whoever gets another place
         self._seconds: dict[str, float | None] = {}  # of the stage, when it is there
         self._start_time = 0.0  # seconds since the epoch
         self._first_token_time: float | None = None  # seconds since the epoch
 
     def begin(self, world: Collectives, line: MpiGroup | None) -> None:
-        """Agree with the others on who reads what.
+        """Tell each other what is staged. What fails on one rank alone fails in `load`.
 
         Collective over the world. A death raises nothing where there is a line.
         """
-        group = line or world.split(0, world.rank)  # messages of loading are apart from all others
-        copies = _gather_copies(self._store, world, line) if self._store.has_stage else None
-        plans = {
-            rank: shard_plan(self._store.config, self._store.grains, mesh, mesh.coord(place))
-            for mesh, members in self._layout.replicas
-            for place, rank in enumerate(members)
-        }
-        if group.rank in plans:
-            self._start_time = time.time()
-            self._delivery = Delivery(self._store, _portions(self._store, plans, group, copies), group)
-            self._has_own_thread = group.size == 1 or has_threads()
-            if self._has_own_thread:
-                self._delivery.start()
+        self._start_time = time.time()
+        self._group = line or world.split(0, world.rank)  # messages of loading are apart from all others
+        if self._store.has_stage:
+            self._copies = _agreed(world, line, lambda: _gather_copies(self._store, world))
+        if has_commons(self._store, job := self._job(self._group)):
+            self._commons = _agreed(world, line, lambda: open_commons(self._store, job, world))
 
     def load(self, kernels: Kernels, metrics: Metrics, plan: ShardPlan, options: LoadOptions) -> ArrivingStage:
         """Let the weights of this rank come; returns at once where the MPI library may be called by several threads.
 
         Not collective.
         """
-        delivery, store = self._delivery, self._store
-        assert delivery is not None, f"{plan = }"
+        delivery, store = self._deliver(), self._store
         self._metrics = metrics
-        self._stage = ArrivingStage(
-            lambda: load_parts(delivery, kernels, plan, options), len(plan.layers),
-            prepared_bytes(store, store.config, plan), metrics, delivery.start_s,
+        saved = 0 if self._commons is None else self._commons.saved_bytes
+        self._stage = stage = ArrivingStage(
+            lambda: _parts(delivery, kernels, plan, options), len(plan.layers),
+            prepared_bytes(store, store.config, plan) - saved, metrics, delivery.start_s,
         )  # fmt: skip
-        self._stage.start()
-        if not self._has_own_thread:
+        self._held = HeldWeights(store.config, kernels, plan, stage)
+        stage.start()
+        if _has_own_thread(delivery.group):
+            delivery.start()
+        else:
             delivery.run()
-        return self._stage
+        return stage
+
+    def watch(self, check: Callable[[], None]) -> None:
+        """Have this called by whoever waits for weights: it raises when a rank has died. Not collective."""
+        if self._stage is not None:
+            self._stage.while_waiting = check
 
     def abandon(self) -> None:
         """Pass on what others need of this rank though its replica is not built: a member has died. Not collective."""
-        if self._delivery is not None and self._stage is None and self._has_own_thread:
-            Thread(target=self._delivery.drain, name="passing weights on", daemon=True).start()
+        group = self._group
+        if group is None or self._delivery is not None or not _has_own_thread(group):
+            return
+        if any(group.rank in replica.members for replica in self._layout.replicas):
+            delivery = self._deliver()
+            delivery.pass_on()
+            delivery.start()
+
+    def held(self) -> HeldWeights | None:
+        """What this rank has loaded, and what is still to come; None if that has not begun, or is over."""
+        return self._held
+
+    def release(self) -> None:
+        """Let go of what this rank has loaded; others still get what they need of it. Not collective."""
+        if self._delivery is not None:
+            self._delivery.pass_on()
+        if self._stage is not None:
+            self._seconds = self._stage.seconds()
+        self._stage = self._held = None
+
+    def stop(self) -> None:
+        """End at once, whatever others wait for: the job has failed. Not collective."""
+        if self._delivery is not None:
+            self._delivery.stop()
+        if self._stage is not None:
+            self._stage.wait()
 
     def finish(self) -> None:
         """Wait until this rank has its weights, unless that fails, and has passed on what others need.
 
         Not collective, but the others must do the same.
         """
-        if self._stage is None or self._delivery is None:
+        if self._delivery is None:
             return
-        self._stage.wait()
-        if self._stage.is_complete:
-            self._delivery.wait()
+        if self._stage is not None:
+            self._stage.wait()
+            if self._stage.error is not None and not isinstance(self._stage.error, RevokedError):
+                log.warning("weights that were not needed here did not come: %s", self._stage.error)
+        while not self._delivery.is_over:
+            with self._metrics.phase(WEIGHTS):
+                self._delivery.wait_for_change()
+        self._delivery.wait()
         with self._metrics.phase(STAGING):
             self._store.flush_stage()
         self._store.close()
-        self._seconds = self._stage.seconds()
-        self._stage = None
+        self.release()
 
     def note_first_token(self, seconds: float | None) -> None:
         """Say when this rank, as a leader, had its first token, in seconds since the epoch. Not collective."""
@@ -107,9 +146,30 @@ class JobLoading:
         if self._delivery is None:
             return {}
         first_token_s = None if self._first_token_time is None else self._first_token_time - self._start_time
-        seconds = self._stage.seconds() if self._stage is not None else self._seconds
+        stage = self._stage  # once: another thread may let go of it
+        seconds = stage.seconds() if stage is not None else self._seconds
         return {"began": self._start_time, **dataclasses.asdict(self._delivery.traffic), **seconds,
                 "first_token_s": first_token_s}  # fmt: skip
+
+    def _deliver(self) -> Delivery:
+        """Plan what this rank reads, receives and sends."""
+        assert self._group is not None, "begin comes first"
+        job, arrays = self._job(self._group), {}
+        if self._commons is not None:
+            job, arrays = dataclasses.replace(job, common=self._commons.names), self._commons.arrays
+        runs = distribute(job, None if self._copies is None else self._copies.has)
+        self._delivery = Delivery(self._store, portions_of(job, runs, self._group.rank), self._group, arrays)
+        return self._delivery
+
+    def _job(self, group: Collectives) -> Job:
+        """Who loads what."""
+        store, nodes = self._store, [place.node for place in group.locations] if group.locations else range(group.size)
+        plans = {
+            rank: shard_plan(store.config, store.grains, mesh, mesh.coord(place))
+            for mesh, members in self._layout.replicas
+            for place, rank in enumerate(members)
+        }
+        return job_of(store, plans, nodes)
 
 
 class _Copies:
@@ -125,25 +185,39 @@ class _Copies:
         return bool(self._bits[rank][self._first[name] + unit])
 
 
-def _gather_copies(store: Store, world: Collectives, line: MpiGroup | None) -> _Copies | None:
-    """Tell each other what is staged; None if a rank has died meanwhile. Collective over the world."""
-    own = [store.has_staged(name, unit) for name in store.parameters for unit in range(store.spec(name).shape[0])]
-    bits, is_good = list[bytes](), True
+def _agreed(world: Collectives, line: MpiGroup | None, work: Callable[[], T]) -> T | None:
+    """What the world has found out together; None if a rank has died meanwhile: then no other collective works either.
+
+    Collective over the world, as the work is.
+    """
+    found, is_good = None, True
     try:
-        bits = world.all_gather_bytes(np.packbits(own).tobytes())
+        found = work()
     except RankFailedError:
-        is_good = False
         if line is None:
             raise
+        cast("World", world).revoke()  # where there is a line: nobody waits for this rank any more
+        is_good = False
     if line is not None:
         is_good = line.agree(is_good=is_good)
-    return _Copies(store, bits) if is_good else None
+    return found if is_good else None
 
 
-def _portions(
-    store: Store, plans: Mapping[int, ShardPlan], group: Collectives, copies: _Copies | None
-) -> list[Portion]:
-    """What this rank reads, receives and sends."""
-    nodes = [place.node for place in group.locations] if group.locations else range(group.size)
-    job = job_of(store, plans, nodes)
-    return portions_of(job, distribute(job, None if copies is None else copies.has), group.rank)
+def _gather_copies(store: Store, world: Collectives) -> _Copies:
+    """Tell each other what is staged. Collective over the world."""
+    own = [store.has_staged(name, unit) for name in store.parameters for unit in range(store.spec(name).shape[0])]
+    return _Copies(store, world.all_gather_bytes(np.packbits(own).tobytes()))
+
+
+def _parts(delivery: Delivery, kernels: Kernels, plan: ShardPlan, options: LoadOptions) -> Iterator[Any]:
+    """Prepare what comes; if that fails, others still get what they need of this rank."""
+    try:
+        kernels.bind_workers()
+        yield from load_parts(delivery, kernels, plan, options)
+    finally:
+        delivery.pass_on()
+
+
+def _has_own_thread(group: Collectives) -> bool:
+    """Whether messages are seen to while this rank computes."""
+    return group.size == 1 or has_threads()

@@ -25,6 +25,7 @@ from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.recovery.merging import MAX_MERGERS, MergeReport
 from hpcinfer.recovery.setup import Setup
+from hpcinfer.recovery.stopping import Stopped
 from hpcinfer.report.machine import describe_node, read_io
 from hpcinfer.report.rates import loaded_s
 from hpcinfer.report.run_phases import RunPhases
@@ -76,24 +77,26 @@ def _own_report(facts: RunFacts) -> dict[str, Any]:
     return own
 
 
-def write_reports(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> None:
-    """Write the report beside the job, and show the summary. Not collective; on the root."""
+def write_reports(facts: RunFacts, result: MergeReport | Stopped, ranks: list[dict[str, Any]]) -> None:
+    """Write the report beside the job, and show the summary of one that has ended. Not collective; on the root."""
     with _costs_no_output("summary"):
         from hpcinfer.report.summary import summary_lines  # on the root alone: a thousand ranks read no files for it
 
-        run, page = _run(facts, merged, ranks), None
+        run, page = _run(facts, result, ranks), None
         with _costs_no_output("report"):
             from hpcinfer.report.document import complete_report
             from hpcinfer.report.files import write_report
 
-            measured = _measured(facts, merged, run, ranks)
+            measured = _measured(facts, result, run, ranks)
             page = write_report(facts.setup.job.paths.root, complete_report(measured, STARTUP.age_s))
-        for line in summary_lines(run, ranks, page):
+        for line in summary_lines(run, ranks, page) if isinstance(result, MergeReport) else ():
             log.info("%s", line)
 
 
-def _run(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def _run(facts: RunFacts, result: MergeReport | Stopped, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """What is known of the run as a whole."""
+    merged = result if isinstance(result, MergeReport) else None
+    failed = merged.num_failed if merged else sum(sum(rank["errors"].values()) for rank in ranks)
     setup, defaults, options = facts.setup, facts.setup.preparation.defaults, facts.options
     is_native = setup.kernels.name == "native"
     return {
@@ -101,10 +104,12 @@ def _run(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> d
         "world_size": len(ranks),
         "placement": facts.placement,
         "input_kind": setup.job.kind,
-        "num_rows": merged.num_rows,
-        "num_failed": merged.num_failed,
+        "stopped": "" if isinstance(result, MergeReport) else result.reason,
+        "num_rows": result.num_rows,
+        "num_done": result.num_done,
+        "num_failed": failed,
         "num_mergers": min(MAX_MERGERS, len(ranks)),
-        "output_bytes": merged.size_bytes,
+        "output_bytes": merged.size_bytes if merged else 0,
         "bytes_per_weight": 4.0 if is_native and setup.store.quantization == "none" else _stored_bytes(setup.store)[1],
         "threads": resolve_threads(options.engine.threads, os.environ) if is_native else 1,
         "has_stage": setup.store.has_stage,
@@ -119,13 +124,13 @@ def _run(facts: RunFacts, merged: MergeReport, ranks: list[dict[str, Any]]) -> d
 
 
 def _measured(
-    facts: RunFacts, merged: MergeReport, run: dict[str, Any], ranks: list[dict[str, Any]]
+    facts: RunFacts, result: MergeReport | Stopped, run: dict[str, Any], ranks: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """All that `complete_report` takes."""
     setup, model = facts.setup, _model(facts.setup.store, facts.options.model.model)
     return {
         "asked": facts.options.flat(), "model": model, "software": _software(setup), "precision": _precision(setup),
-        "seed": setup.job.manifest["seed"], "files": _files(facts.options, setup, merged), "run": run, "ranks": ranks,
+        "seed": setup.job.manifest["seed"], "files": _files(facts.options, setup, result), "run": run, "ranks": ranks,
     }  # fmt: skip
 
 
@@ -204,14 +209,15 @@ def _model(store: Store, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _files(options: RunOptions, setup: Setup, merged: MergeReport) -> dict[str, Any]:
+def _files(options: RunOptions, setup: Setup, result: MergeReport | Stopped) -> dict[str, Any]:
     said = setup.job.manifest["input"]
     source, target = Path(options.job.input), setup.job.paths.output
+    size_bytes, digest = (result.size_bytes, result.digest) if isinstance(result, MergeReport) else (0, "")
     return {
         "input": {"path": str(source), "size_bytes": said["size_bytes"], "digest": said["digest"],
-                  "sha256": _sha256(source, said["size_bytes"])},
-        "output": {"path": str(target), "size_bytes": merged.size_bytes, "digest": merged.digest or None,
-                   "sha256": _sha256(target, merged.size_bytes) if merged.digest else None},
+                  "sha256": None if isinstance(result, Stopped) else _sha256(source, said["size_bytes"])},
+        "output": {"path": str(target), "size_bytes": size_bytes, "digest": digest or None,
+                   "sha256": _sha256(target, size_bytes) if digest else None},
     }  # fmt: skip
 
 

@@ -66,12 +66,12 @@ class Serving:
         """Let this rank's part come as the layout says; None on a spare rank. Collective over the world."""
         places = [(i, r) for i, r in enumerate(self.layout.replicas) if world.rank in r.members]
         index, place = places[0] if places else (len(self.layout.replicas), None)
-        self.loading.begin(world, line)
         if line is None:
             key = world.rank if place is None else place.members.index(world.rank)
             group: Collectives = world.split(index, key)
         elif place is not None:
             group = TolerantGroup(line, place.members, epoch=1)
+        self.loading.begin(world, line)
         if place is None:
             return None
         load = partial(self.loading.load, self.kernels, self.options.metrics)
@@ -79,8 +79,8 @@ class Serving:
 
     def build(self, group: Collectives, mesh: Mesh, source: WeightSource) -> Replica:
         """Load this rank's part of a replica again. Collective over the replica."""
-        self.loading.finish()
         replica = build_replica(group, mesh, source, self.kernels, self.options)
+        self.loading.release()
         self.store.close()
         return replica
 

@@ -32,11 +32,13 @@ def _software(report: Report) -> str:
 
 def _files(report: Report) -> str:
     source, target = report["files"]["input"], report["files"]["output"]
-    return (
-        f"The input of {report['run']['num_rows']} rows has the {_hash(source)}; the output, in which"
-        f" {report['run']['num_failed']} rows are error records, has the {_hash(target)}."
-        if target["digest"] else f"The input of {report['run']['num_rows']} rows has the {_hash(source)}."
-    )  # fmt: skip
+    run = report["run"]
+    words = f"The input of {run['num_rows']} rows has the {_hash(source)}"
+    if run["stopped"]:
+        return f"{words}; the run was stopped ({run['stopped']}) when {run['num_done']} of them were finished."
+    if not target["digest"]:
+        return f"{words}."
+    return f"{words}; the output, in which {run['num_failed']} rows are error records, has the {_hash(target)}."
 
 
 def _hash(file: Report) -> str:

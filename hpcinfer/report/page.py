@@ -60,11 +60,12 @@ def render_page(report: Report) -> str:
 
 
 def _cards(report: Report) -> str:
-    used = report["usage"]
+    run, used = report["run"], report["usage"]
     values = {
         "output tokens/s": f"{used['output_tokens_per_s']:,.1f}", "output tokens": f"{used['output_tokens']:,}",
         "wall time": format_seconds(used["wall_s"]), "node-hours": f"{used['node_hours']:.4g}",
-        "errors": f"{report['run']['num_failed']} of {report['run']['num_rows']} rows",
+        "errors": f"{run['num_failed']} of {run['num_rows']} rows",
+        "rows are finished" + (f": stopped early ({run['stopped']})" if run["stopped"] else ""): f"{run['num_done']}",
         "recoveries": str(len(report["events"])),
     }  # fmt: skip
     return f'<div class="cards">{"".join(_card(name, value) for name, value in values.items())}</div>'

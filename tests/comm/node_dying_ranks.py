@@ -1,9 +1,10 @@
 """A program for mpiexec with fault tolerance: ranks work in a channel of their node while one of them kills itself.
 
 usage: node_dying_ranks.py OPERATION VICTIM:STEP …
-OPERATION is that of the channel in which the others wait for the victim.
+OPERATION is that of the channel in which the others wait for the victim; with @ and the node of each rank it is one of
+`Operations`, over made-up nodes, through memory as far as there is some.
 Prints, on each rank that is left at the end: rank, its members, the steps it did, seconds until it saw a death, and
-the files of regions that are left.
+the files that are left of regions of these processes.
 """
 
 import json
@@ -15,16 +16,22 @@ import time
 import numpy as np
 
 from hpcinfer.comm.mpi import world_group
-from hpcinfer.comm.node.channel import FOLDER, NodeChannel
+from hpcinfer.comm.node.channel import NodeChannel
+from hpcinfer.comm.node.opening import open_channel
+from hpcinfer.comm.node.region import FOLDER
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.regroup import Decision, View, regroup
+from hpcinfer.comm.selector import OPERATIONS, Point, Selector, shape_of
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.grains import grain_runs, subtrees
+from hpcinfer.partition.topology import Location
 from hpcinfer.partition.tree_program import tree_program
 
 STEPS, COUNT = 40, 300_001
 line = world_group()
-operation = sys.argv[1]
+operation, _, nodes = sys.argv[1].partition("@")
+line.locations = tuple(Location((), int(node), 0) for node in nodes) or None
 victims = dict(map(int, pair.split(":")) for pair in sys.argv[2:])
 
 
@@ -60,21 +67,57 @@ def do(channel, step):
     return out
 
 
+def do_on_nodes(operations, step):
+    """The same, with operations that choose their way."""
+    size, rank = operations.size, operations.rank
+    ones, out = np.full(1000, step, np.float32), np.empty(1000 * size, np.float32)
+    if operation == "all_gather":
+        operations.all_gather(ones, out, [1000] * size)
+    elif operation == "gather":
+        operations.gather(ones, out if rank == 0 else None, [1000] * size)
+        operations.broadcast(out, 0)
+    elif operation == "broadcast":
+        out[:] = step
+        operations.broadcast(out, step % size)
+    elif operation == "reduce_scatter":
+        spans, out = [subtrees(run) for run in grain_runs(8, size)], out[:1000]
+        mine = [np.full(len(ones) * size, step * (span.stop - span.start) / 8, np.float32) for span in spans[rank]]
+        operations.reduce_scatter(tree_program(spans), mine, out, range(0, 1000 * size + 1, 1000))
+    elif operation == "all_to_all":
+        operations.all_to_all(np.full(1000 * size, step, np.float32), out, [[1000] * size] * size)
+    else:
+        sent = operations.send_bytes(ones.tobytes(), (rank + 1) % size, 7)
+        out = np.frombuffer(operations.receive_bytes((rank - 1) % size, 7), np.float32)
+        sent.wait()
+    return out
+
+
+def open_on_nodes(group):
+    """Operations of a group on made-up nodes."""
+    only = {name: {"node": [Point(1, 1.0)], "mpi": [Point(1, 2.0)]} for name in OPERATIONS}
+    selector = Selector(table={shape_of(group.locations, group.size): only})
+    return Operations(group, open_channel(group), selector)
+
+
 def work(view, step):
     """Go on until the end, or until somebody dies."""
     group = TolerantGroup(line, view.members, view.epoch)
-    channel = NodeChannel.open(group, range(group.size), slot_bytes=1 << 16)
+    if nodes:
+        channel, act = open_on_nodes(group), do_on_nodes
+    else:
+        channel, act = NodeChannel.open(group, range(group.size), slot_bytes=1 << 16), do
     assert channel is not None
     while step < STEPS:
         if victims.get(line.rank) == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        assert (do(channel, step) == step).all(), f"{line.rank = } {step = }"
+        assert (act(channel, step) == step).all(), f"{line.rank = } {step = }"
         step += 1
         yield step
-    channel.barrier()
+    group.barrier()
 
 
 def main():
+    pids = [data.decode() for data in line.all_gather_bytes(b"%d" % os.getpid())]
     view, step, waited = View(1, tuple(range(line.size))), 0, []
     while step < STEPS:
         start = time.monotonic()
@@ -87,7 +130,7 @@ def main():
             view = regroup(line, view, offer, lambda offers, guests: Decision(
                 tuple(offers), str(max(json.loads(each)["step"] for each in offers.values() if each)).encode()))
             step = int(view.plan)
-    ours = [name for name in os.listdir(FOLDER) if name.startswith("hpcinfer-")]
+    ours = [name for name in os.listdir(FOLDER) if name.startswith("hpcinfer-") and name.split("-")[2] in pids]
     print(json.dumps({"rank": line.rank, "members": view.members, "step": step, "waited": waited, "files": ours}),
           flush=True)
     os._exit(0)

@@ -5,13 +5,19 @@ import pytest
 from thread_group import run_ranks
 
 from hpcinfer.comm import calibration, form_table
-from hpcinfer.comm.calibration import calibrate, measure
+from hpcinfer.comm.calibration import calibrate, measure, measure_sums
 from hpcinfer.comm.form_table import load_selector, machine_signature, parse_table, read_table, table_path, write_table
-from hpcinfer.comm.selector import Point, Selector
+from hpcinfer.comm.node.library import load
+from hpcinfer.comm.selector import OPERATIONS, Point, Selector
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.partition.topology import Location
 
-TABLE = {"2+2": {"leader": [Point(1024, 1e-5), Point(4096, 2e-5)]}}
+TABLE = {"2+2": {"all_reduce": {"leader": [Point(1024, 1e-5), Point(4096, 2e-5)]}}}
+
+
+def one_curve(points):
+    """A table as a file has it."""
+    return f'{{"format": 2, "signature": "this machine", "shapes": {{"2": {{"send": {{"node": {points}}}}}}}}}'
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +34,9 @@ def test_what_is_written_is_read_by_the_same_machine_alone():
 
 def test_a_later_measurement_replaces_its_shapes_and_leaves_others():
     write_table("this machine", TABLE)
-    write_table("this machine", {"4": {"one_shot": [Point(1, 1.0)]}})
-    write_table("this machine", {"4": {"two_shot": [Point(1, 2.0)]}})
-    assert read_table("this machine") == {**TABLE, "4": {"two_shot": [Point(1, 2.0)]}}
+    write_table("this machine", {"4": {"send": {"node": [Point(1, 1.0)]}}})
+    write_table("this machine", {"4": {"send": {"mpi": [Point(1, 2.0)]}}})
+    assert read_table("this machine") == {**TABLE, "4": {"send": {"mpi": [Point(1, 2.0)]}}}
 
 
 def test_the_folder_is_the_named_one_or_the_user_s(monkeypatch, cache, tmp_path):
@@ -41,17 +47,20 @@ def test_the_folder_is_the_named_one_or_the_user_s(monkeypatch, cache, tmp_path)
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "7", '{"format": 1}', '{"format": 1, "signature": "this machine", "shapes": 3}',
-    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[2, 1], [1, 1]]}}}',
-    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1, 0]]}}}',
-    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1, NaN]]}}}',
-    '{"format": 1, "signature": "this machine", "shapes": {"2": {"leader": [[1]]}}}',
-    '{"format": 2, "signature": "this machine", "shapes": {}}',
+    "", "{", "[]", "null", "7", '{"format": 2}', "[" * 100_000,
+    '{"format": 2, "signature": "this machine", "shapes": 3}',
+    '{"format": 2, "signature": "this machine", "shapes": {"2": {"leader": [[1, 1]]}}}',
+    '{"format": 1, "signature": "this machine", "shapes": {}}',
+    *map(one_curve, ["[[2, 1], [1, 1]]", "[[1, 0]]", "[[1, NaN]]", "[[1]]", "[[0, 1]]", "[[1e999, 1]]", "[[1e30, 1]]",
+                     str([[size, 1] for size in range(1, 300)])]),
+    one_curve("[[1, 1]]") + " " * (1 << 20),
 ])
 def test_a_damaged_table_is_none(text, cache):
     cache.mkdir()
     table_path("this machine").write_text(text)
     assert read_table("this machine") == {}
+    table_path("this machine").write_text(one_curve("[[1, 1]]"))
+    assert read_table("this machine") == {"2": {"send": {"node": [Point(1, 1.0)]}}}
 
 
 def test_an_unreadable_place_is_no_table(cache):
@@ -63,7 +72,7 @@ def test_an_unreadable_place_is_no_table(cache):
 
 
 def test_a_table_of_another_machine_is_none():
-    content = {"format": 1, "signature": "that machine", "shapes": {}}
+    content = {"format": 2, "signature": "that machine", "shapes": {}}
     assert parse_table(json.loads(json.dumps(content)), "this machine") == {}
 
 
@@ -89,21 +98,24 @@ def test_measuring_gives_every_form_a_time_the_same_on_all_ranks():
 
     first, *others = run_ranks(4, work)
     assert all(other == first for other in others)
-    assert set(first) == {"one_shot", "two_shot", "leader", "node_one_shot", "node_two_shot"}
-    assert [point.num_bytes for point in first["leader"]] == [64, 1024]
-    assert all(point.seconds > 0 for points in first.values() for point in points)
+    sums = first["all_reduce"]
+    assert set(sums) == {"one_shot", "two_shot", "leader", "node_one_shot", "node_two_shot"}
+    assert [point.num_bytes for point in sums["leader"]] == [64, 1024]
+    assert set(first) == {"all_reduce", *(OPERATIONS if load() is not None else ())}
+    assert all(set(first[name]) == {"node", "mpi"} for name in set(first) - {"all_reduce"})
+    assert all(point.seconds > 0 for curves in first.values() for points in curves.values() for point in points)
 
 
 def test_a_form_that_is_slow_for_few_bytes_is_measured_for_many_too(monkeypatch):
     slow = iter([{"one_shot": 1.0, "two_shot": 9.0}] * 2 + [{"one_shot": 9.0, "two_shot": 1.0}] + [{"two_shot": 1.0}])
     monkeypatch.setattr(calibration, "time_in_turn", lambda group, works, budget_s: next(slow))
-    curves = run_ranks(1, lambda group: measure(group, 1.0, sizes=(1 << 10, 1 << 14, 1 << 18, 1 << 20)))[0]
+    curves = run_ranks(1, lambda group: measure_sums(group, None, 1.0, (1 << 10, 1 << 14, 1 << 18, 1 << 20)))[0]
     assert {name: len(points) for name, points in curves.items()} == {"one_shot": 3, "two_shot": 4}
 
 
 def test_calibration_covers_the_groups_of_all_even_meshes(monkeypatch):
-    found = {"one_shot": [Point(64, 1.0), Point(128, 2.0)]}
-    slower = {"one_shot": [Point(64, 3.0)]}
+    found = {"all_reduce": {"one_shot": [Point(64, 1.0), Point(128, 2.0)]}}
+    slower = {"all_reduce": {"one_shot": [Point(64, 3.0)]}}
     monkeypatch.setattr(calibration, "measure", lambda group, budget_s: found if group.size > 2 else slower)
 
     def work(group):
@@ -112,4 +124,4 @@ def test_calibration_covers_the_groups_of_all_even_meshes(monkeypatch):
     first, *others = run_ranks(6, work)
     assert all(other == first for other in others)
     assert set(first) == {"2 anywhere", "3 anywhere", "6 anywhere"}
-    assert first["2 anywhere"] == {"one_shot": [Point(64, 3.0)]}
+    assert first["2 anywhere"] == slower

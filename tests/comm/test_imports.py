@@ -2,6 +2,7 @@
 
 import compileall
 import importlib
+import os
 import shutil
 import sys
 import tempfile
@@ -9,6 +10,8 @@ import traceback
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -111,6 +114,29 @@ def test_a_rank_with_another_search_path_imports_by_itself(world: World, package
             importlib.import_module(NAME)
     else:
         assert importlib.import_module(NAME).value == "package"
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_rank_whose_copy_of_a_package_is_another_one_imports_it_by_itself(
+    world: World, package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, where = os.stat, str(package / "__init__.py")
+
+    def elsewhere(path: str, **flags: Any) -> Any:
+        """What this rank's node says of its file: it was written later."""
+        found = real(path, **flags)
+        if str(path) != where:
+            return found
+        return SimpleNamespace(st_mtime=found.st_mtime + 5, st_size=found.st_size, st_mode=found.st_mode)
+
+    finders = len(sys.meta_path)
+    with monkeypatch.context() as patch:
+        if world.rank == 1:
+            patch.setattr(os, "stat", elsewhere)
+        share_imports(world, [NAME])
+    assert len(sys.meta_path) - finders == (world.rank not in (0, 1))
+    assert ("another copy" in caplog.text and where in caplog.text) == (world.rank == 1)
+    assert importlib.import_module(NAME).value == "package"
 
 
 @pytest.mark.mpi(min_size=2)

@@ -1,7 +1,9 @@
 """Collectives in shared memory, between threads; between processes: test_node_mpi.py."""
 
+import gc
 import random
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from node_ranks import SMALL_SLOT, Sum, on_channel
 
-from hpcinfer.comm.node.channel import is_crowded, slice_bounds
-from hpcinfer.comm.node.library import evaluate
+from hpcinfer.comm.node.channel import slice_bounds
+from hpcinfer.comm.node.library import compile_program, evaluate
+from hpcinfer.comm.node.patience import is_crowded
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.grains import Span
 from hpcinfer.partition.tree_program import tree_program
@@ -54,6 +57,26 @@ def test_arrays_may_stand_anywhere_and_the_result_in_a_node(form):
         return out.tobytes() == nodes[-1].tobytes() == case.total.tobytes()
 
     assert all(on_channel(3, work))
+
+
+def test_programs_of_a_channel_outlive_those_that_others_compile():
+    case, compiled = Sum(2, 10), []
+
+    def work(channel):
+        out = np.empty(10, "f4")
+        channel.all_reduce(case.program, case.nodes[channel.rank], out)
+        channel.barrier()
+        if channel.rank == 0:
+            compiled.append(weakref.ref(compile_program(channel._library, case.program).held[0]))
+            compile_program.cache_clear()
+            gc.collect()
+            assert compiled[0]() is not None
+        channel.all_reduce(case.program, case.nodes[channel.rank], out)
+        return out.tobytes() == case.total.tobytes()
+
+    assert all(on_channel(2, work))
+    gc.collect()
+    assert compiled[0]() is None  # with the channels it goes
 
 
 def test_tensors_and_arrays_of_more_dimensions_are_summed():
@@ -152,6 +175,10 @@ def test_everything_is_gathered_and_exchanged(size):
         sent = np.concatenate([np.full(table[rank][to], 10 * rank + to, "f4") for to in range(size)])
         exchanged = np.empty(sum(row[rank] for row in table), "f4")
         channel.all_to_all(sent, exchanged, table)
+        for root in range(size):
+            on_root = np.empty(sum(counts), "f4") if rank == root else None
+            channel.gather(np.full(counts[rank], rank, "f4"), on_root, counts, root)
+            assert on_root is None or on_root.tolist() == gathered.tolist()
         return gathered, exchanged, channel.all_gather_bytes(bytes(rank) + b"x" * 20_000 * (rank % 2))
 
     for rank, (gathered, exchanged, strings) in enumerate(on_channel(size, work)):
@@ -179,7 +206,7 @@ def test_rounds_back_to_back_do_not_mix_however_late_a_rank_is(seed):
     """All operations in one random order, each rank with delays of its own."""
     size, steps = 4, 120
     script = random.Random(seed)
-    plan = [(script.choice(["one_shot", "two_shot", "slices", "gather", "broadcast", "barrier", "exchange"]),
+    plan = [(script.choice(["one_shot", "two_shot", "slices", "gather", "to_root", "broadcast", "barrier", "exchange"]),
              script.choice([1, 300, 5000])) for _ in range(steps)]
     cases = {count: Sum(size, count) for count in (1, 300, 5000)}
 
@@ -201,6 +228,11 @@ def test_rounds_back_to_back_do_not_mix_however_late_a_rank_is(seed):
                 gathered = np.empty(size * count, "f4")
                 channel.all_gather(np.full(count, step + rank, "f4"), gathered, [count] * size)
                 assert (gathered.reshape(size, count) == step + np.arange(size)[:, None]).all(), f"{step = }"
+            elif name == "to_root":
+                gathered = np.full(size * count, -1, "f4") if rank == step % size else None
+                channel.gather(np.full(count, step + rank, "f4"), gathered, [count] * size, step % size)
+                is_right = gathered is None or (gathered.reshape(size, count) == step + np.arange(size)[:, None]).all()
+                assert is_right, f"{step = }"
             elif name == "broadcast":
                 buffer = np.full(count, step if rank == step % size else -1, "f4")
                 channel.broadcast(buffer, step % size)

@@ -98,7 +98,7 @@ def test_a_cancelled_receive_writes_nothing_and_spoils_nothing():
             large = channel.send(b"y" * 2 * RING, 1, 1)
             channel.barrier()
             large.wait()
-            channel.send(b"next", 1, 2)
+            channel.send(b"next", 1, 2).wait()
             return None
         buffer, word = bytearray(2 * RING), bytearray(4)
         never = channel.start_receive(bytearray(9), 0, 8)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.comm.forms import FORMS, forms_for
-from hpcinfer.comm.selector import Point, Selector, estimate, interpolate, nearest, shape_of
+from hpcinfer.comm.selector import OPERATIONS, Point, Selector, estimate, interpolate, nearest, shape_of
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.topology import Location
 
@@ -18,15 +18,30 @@ def locations_of(nodes, switches=None):
 def test_the_fastest_measured_form_is_chosen_for_each_size():
     curves = {"leader": [Point(1000, 10e-6), Point(100_000, 900e-6)],
               "node_two_shot": [Point(1000, 50e-6), Point(100_000, 200e-6)]}  # fmt: skip
-    choose = Selector(table={"2+2+2+2": curves}).chooser(PAIRS, SPANS)
+    choose = Selector(table={"2+2+2+2": {"all_reduce": curves}}).chooser(PAIRS, SPANS)
     assert [choose(size) for size in (0, 1, 1000, 5000)] == ["leader"] * 4
     assert [choose(size) for size in (50_000, 100_000, 1 << 24)] == ["node_two_shot"] * 3
 
 
 def test_forms_that_a_group_cannot_have_and_other_shapes_are_not_taken_from_a_table():
-    table = {"2+2+2+2": {"switch_one_shot": [Point(1, 1e-9)], "two_shot": [Point(1, 1.0)], "leader": []},
-             "8": {"one_shot": [Point(1, 1e-9)]}}  # fmt: skip
+    sums = {"switch_one_shot": [Point(1, 1e-9)], "two_shot": [Point(1, 1.0)], "leader": []}
+    table = {"2+2+2+2": {"all_reduce": sums}, "8": {"all_reduce": {"one_shot": [Point(1, 1e-9)]}}}
     assert Selector(table=table).chooser(PAIRS, SPANS)(1) == "two_shot"
+
+
+def test_an_operation_takes_the_way_that_was_faster_for_its_size():
+    curves = {"node": [Point(1000, 1e-6), Point(100_000, 9e-6)], "mpi": [Point(1000, 2e-6), Point(100_000, 8e-6)]}
+    way_of = Selector(table={"2+2+2+2": {"send": curves}}).way_chooser(PAIRS, 8)
+    assert [way_of("send", size) for size in (0, 1000, 100_000, 1 << 30)] == ["node", "node", "mpi", "mpi"]
+    assert way_of("gather", 100) == Selector().way_chooser(PAIRS, 8)("gather", 100)  # of which nothing was measured
+
+
+def test_without_a_table_every_operation_has_a_way():
+    way_of = Selector().way_chooser(PAIRS[:2], 2)
+    ways = {name: [way_of(name, size) for size in (0, 1 << 10, 1 << 30)] for name in OPERATIONS}
+    assert ways["send"] == ["node", "node", "mpi"] and ways["broadcast"] == ["node"] * 3
+    one_way = Selector(table={"2": {"send": {"node": [Point(1, 1.0)]}}}).way_chooser(PAIRS[:2], 2)
+    assert one_way("send", 1 << 30) == "mpi"  # half a measurement is none
 
 
 @given(size=st.integers(0, 1 << 26))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import SamplingParams
 from hpcinfer.engine.batch import build_batch
@@ -45,7 +46,8 @@ class Bench:
 
     def __init__(self, tokenizer, frontend, limits):
         self.scheduler = Scheduler(limits, BlockManager(64, 4), Metrics())
-        self.pipeline = Pipeline(SerialGroup(), Place(1, 1, 0, 0), lambda: np.empty((1, 1), np.float32))
+        place, group = Place(1, 1, 0, 0), Operations(SerialGroup())
+        self.pipeline = Pipeline(group, place, 1, lambda tokens: np.empty((tokens, 1), np.float32))
         self.frontend = frontend
         runner = SimpleNamespace(pipeline=self.pipeline, metrics=Metrics())
         self.leader = Leader(self.scheduler, Outputs(tokenizer, (EOS,)), frontend, runner)

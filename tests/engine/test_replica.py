@@ -1,12 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 from models import make_tiny_model
+from thread_group import run_ranks
 
+from hpcinfer.comm.launcher import Launch
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions
+from hpcinfer.engine import replica as replica_module
 from hpcinfer.engine.replica import ReplicaOptions, build_replica, check_engine_options
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
+from hpcinfer.partition.topology import Location
 from hpcinfer.weights.conversion import convert
 from hpcinfer.weights.reader import Store
 
@@ -37,3 +43,30 @@ def test_cache_beyond_the_memory_is_refused_with_its_size(tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"KV cache of 2\.0 MiB per rank") as caught:
         build_replica(SerialGroup(), Mesh(1, 1, 1), Store.open(tmp_path / "store"), kernels, options)
     assert "--kv-cache-memory" in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monkeypatch, first):
+    """Three ranks of two nodes, four on each in all; weights come to them one after another."""
+    looks, to_come = [], [300, 100, 700]
+
+    def work(group):
+        group.locations = tuple(Location((), node, 0) for node in (0, 0, 1))
+        while group.rank == 1 - first and first not in looks:
+            continue  # the other one of the node looks before this one
+        looks.append(group.rank)
+        return replica_module._free_memory(group, to_come[group.rank])
+
+    available = iter([4100, 4000, 4000])  # what is taken meanwhile is taken from all
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=next(available)))
+    monkeypatch.setattr(replica_module, "psutil", memory)
+    monkeypatch.setattr(replica_module, "read_launch", lambda environment: Launch("mpirun", 0, 8, 4))
+    near, also_near, far = run_ranks(3, work)
+    assert near == also_near == 4000 // 4 - 200  # at least one of the two has seen the less
+    assert far in (4000 // 4 - 700, 4100 // 4 - 700)
+
+
+def test_weights_that_need_more_than_there_is_leave_nothing(monkeypatch):
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(replica_module, "psutil", memory)
+    assert replica_module._free_memory(SerialGroup(), 2000) == 0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from thread_group import run_ranks
 
+from hpcinfer.comm.operations import Operations
 from hpcinfer.config import SamplingParams
 from hpcinfer.engine.batch import LogitRow
 from hpcinfer.engine.logits import TokenScore, adjust, sample, uniform
@@ -51,7 +52,8 @@ def sample_on(tp, values, rows):
     def rank_main(group):
         run = runs[group.rank]
         local = np.ascontiguousarray(logits[:, run.start : run.stop])
-        return Sampler(create_kernels("reference"), group, values.shape[1], GRAINS, SEED).sample(local, rows, EOS)
+        sampler = Sampler(create_kernels("reference"), Operations(group), values.shape[1], GRAINS, SEED)
+        return sampler.sample(local, rows, EOS)
 
     results = run_ranks(tp, rank_main)
     for result in results:

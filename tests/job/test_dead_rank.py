@@ -25,11 +25,6 @@ class Kill(NamedTuple):
     later_s: float = 0.0
 
 
-def is_loading(folder: Path) -> bool:
-    """Whether the job has its index: what comes next are the weights."""
-    return (folder / "out.jsonl.job" / "index.h5").exists()
-
-
 def is_serving(folder: Path) -> bool:
     """Whether rows are computed: the leaders have opened their parts."""
     return any(Path(folder, "out.jsonl.job", "parts").glob("*.jsonl"))
@@ -100,7 +95,6 @@ def recoveries(output: Output) -> list[dict[str, Any]]:
 CASES = {  # mesh, deaths, what the log says
     "the leader and claimant of two stages": ("1 2 1 0", [Kill(0, is_serving, A_WHILE_S)],
         ["rank 0 of the world has died; 1 ranks go on as pp=1 tp=1", "the claimant has died"]),
-    "the last stage while weights are loaded": ("1 2 1 0", [Kill(1, is_loading, 0.15)], []),
     "a rank of three that share layers": ("1 1 3 0", [Kill(1, is_serving, A_WHILE_S)],
         ["rank 1 of the world has died; 2 ranks go on as pp=1 tp=2"]),
     "whose place a spare rank takes": ("1 1 2 1", [Kill(1, is_serving, A_WHILE_S)],

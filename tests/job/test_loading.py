@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hpcinfer.weights.reader import Store
 HERE = Path(__file__).parent
 FLAGS = ("--seed", "3")
 READ_S = 0.2  # of each read where the store is slow
+SLOW_READ_S = 0.5  # so that there is time to die
+AGREE_S = 0.6  # loading takes more from the death on
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +45,17 @@ def num_bytes(store: Path) -> int:
 
 
 def start_slowly(
-    folder: Path, store: Path, prompts: Path, mesh: str, *options: str, read_s: float = READ_S, tolerant: bool = False
-) -> Job:
-    """Start a job on a slow file system; a mesh is `dp pp tp`."""
+    folder: Path, store: Path, prompts: Path, mesh: str, *options: str, read_s: float = READ_S, tolerant: bool = False,
+    dying: int | None = None,
+) -> Job:  # fmt: skip
+    """Start a job on a slow file system, of which a rank may be to die; a mesh is `dp pp tp`."""
     dp, pp, tp = map(int, mesh.split())
     folder.mkdir()
     sizes = ("-dp", str(dp), "-pp", str(pp), "-tp", str(tp))
     return start_job(dp * pp * tp, str(read_s), "--model", store, "--input", prompts, "--output", folder / "out.jsonl",
                      *sizes, *FLAGS, *options, module="slow_store_rank", cwd=HERE,
-                     flags=fault_tolerance() if tolerant else ())  # fmt: skip
+                     flags=fault_tolerance() if tolerant else (),
+                     env={} if dying is None else {"DYING_RANK": str(dying)})  # fmt: skip
 
 
 @pytest.mark.parametrize("mesh", ["2 1 1", "1 1 2", "1 2 1", "2 1 2"])
@@ -105,16 +110,26 @@ def test_damage_that_is_found_late_ends_all_with_a_word(folder: Path, store: Pat
     assert file.name in run.stderr and "convert the model again" in run.stderr
 
 
+def test_what_is_found_wrong_while_others_load_ends_all_at_once(folder: Path, store: Path, prompts: Path) -> None:
+    job = start_slowly(folder / "no room", store, prompts, "2 1 1", "--kv-cache-memory", "4KiB", read_s=1.0)
+    wait_until(lambda: "the KV cache holds" in job.stderr or not job.is_running)
+    start = time.monotonic()
+    run = job.wait(60)
+    assert run.rc == 2 and "Traceback" not in run.stderr, run.stderr
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize(("mesh", "victim", "when_s"), [
-    ("2 1 1", 1, 0.1), ("2 1 1", 0, 0.7), ("1 1 2", 1, 0.4), ("1 2 1", 0, 0.3), ("2 1 2", 3, 0.5),
+    ("2 1 1", 1, 0.1), ("2 1 1", 0, 0.9), ("1 1 2", 1, 1.2), ("1 2 1", 0, 1.0), ("1 2 1", 1, 0.8), ("2 1 2", 3, 1.0),
 ])  # fmt: skip
 def test_a_death_costs_what_the_dead_rank_was_to_read(
     folder: Path, store: Path, prompts: Path, whole: Output, mesh: str, victim: int, when_s: float
 ) -> None:
     place = folder / f"death {mesh} {victim}"
-    job = start_slowly(place, store, prompts, mesh, tolerant=True)
+    job = start_slowly(place, store, prompts, mesh, read_s=SLOW_READ_S, tolerant=True)
     wait_until(lambda: (place / "out.jsonl.job" / "index.h5").exists() or not job.is_running)
     time.sleep(when_s)
+    killed = time.time()
     assert job.kill_rank(victim), job.stderr
     run = job.wait(60)
     assert run.rc == 0, run.stderr
@@ -123,3 +138,28 @@ def test_a_death_costs_what_the_dead_rank_was_to_read(
     assert output.digest == whole.digest
     merged = json.loads((place / "out.jsonl.job" / "complete.json").read_text())
     assert (merged["num_overlaps"], merged["num_conflicts"]) == (0, 0)
+    for rank in output.report["ranks"]:
+        loading = rank["loading"]
+        assert killed < loading["began"] + (loading["last_layer_s"] or inf), "the death came too late"
+        for recovery in rank["recoveries"]:
+            found_s = recovery["found_time"] - killed if mesh[0] == "1" else 0.0  # who waits for rows loses nothing
+            assert found_s + recovery["agree_s"] < AGREE_S, recovery
+            assert recovery["bytes_own"] > recovery["bytes_store"], recovery
+
+
+@pytest.mark.parametrize(("mesh", "victim"), [("1 1 2", 1), ("1 2 1", 0), ("2 1 2", 0)])
+def test_a_death_before_the_replica_is_built_throws_nothing_away(
+    folder: Path, store: Path, prompts: Path, whole: Output, mesh: str, victim: int
+) -> None:
+    place = folder / f"early death {mesh}"
+    job = start_slowly(place, store, prompts, mesh, read_s=SLOW_READ_S, tolerant=True, dying=victim)
+    run = job.wait(60)
+    assert run.rc == 0 and "Traceback" not in run.stderr, run.stderr
+    output = read_output(place / "out.jsonl")
+    assert output.digest == whole.digest
+    found = [(rank["loading"], each) for rank in output.report["ranks"] for each in rank["recoveries"]]
+    assert found
+    for loading, recovery in found:
+        assert recovery["agree_s"] < AGREE_S and recovery["bytes_own"] > recovery["bytes_store"], recovery
+        agreed = recovery["found_time"] + recovery["agree_s"]
+        assert agreed < loading["began"] + (loading["last_layer_s"] or inf), "it came too late"

@@ -1,5 +1,6 @@
 """Stop a job in the middle, go on with another mesh: the same file, and what was in flight is not computed again."""
 
+import json
 import os
 import re
 import signal
@@ -89,6 +90,13 @@ def read_stop(run: CompletedRun) -> Stop:
     return Stop(match[1], int(match[2]), int(match[4] or 0))
 
 
+def check_report(place: Place, stop: Stop) -> None:
+    """Check that the run that was stopped has left its report and its page."""
+    report = json.loads(Path(f"{place.output}.job", "report.json").read_text())
+    assert (report["run"]["stopped"], report["run"]["num_done"]) == (stop.reason, stop.num_done)
+    assert f"stopped early ({stop.reason})" in Path(f"{place.output}.job", "report.html").read_text()
+
+
 @pytest.fixture
 def place(tmp_path: Path, prompts: Path) -> Place:
     """A new job."""
@@ -137,6 +145,7 @@ def test_signal_stops_the_job_and_another_mesh_goes_on(
     assert 0 < stop.num_done == place.num_finished() < NUM_ROWS
     assert not place.output.exists()
     assert stop.num_kept > 0
+    check_report(place, stop)
     output = place.finish(*second)
     assert output.digest == whole.digest
     assert resumed_tokens(output) >= stop.num_kept

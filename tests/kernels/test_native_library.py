@@ -162,6 +162,35 @@ def test_worker_threads_are_bound_and_the_caller_is_not(library, threads, enviro
         assert list(map(int, workers)) == ([order[1]] if bound else everywhere)
 
 
+TEAM = """
+    import os, threading
+    from hpcinfer.kernels import Placement, create_kernels
+    def workers_of(work):
+        before = set(os.listdir("/proc/self/task"))
+        work()
+        return [cpu for thread in set(os.listdir("/proc/self/task")) - before
+                for cpu in os.sched_getaffinity(int(thread))]
+    found = []
+    first = workers_of(lambda: found.append(create_kernels("native", placement=Placement(2))))
+    def load():
+        found.append(workers_of(found[0].bind_workers))
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    print(*first, "|", *found[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("environment", [{}, {"OMP_PROC_BIND": "false", "OMP_WAIT_POLICY": "active"}])
+def test_workers_of_another_thread_are_bound_as_those_of_the_first_one(library, environment):
+    first, second = (part.split() for part in " ".join(python(TEAM, **environment)).split("|"))
+    if environment:
+        assert not second, "nothing is bound, no thread begun"
+    elif len(available_cpus()) == os.cpu_count():
+        assert second == first and len(second) == 1
+
+
 def test_runtime_knows_how_many_threads_it_has(library):
     code = """
         from hpcinfer.kernels.native.library import load

@@ -10,7 +10,7 @@ from models import make_tiny_model
 from stages import native_was_built
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import StoreError
+from hpcinfer.errors import RankFailedError, StoreError
 from hpcinfer.kernels import create_kernels
 from hpcinfer.model.arrival import ArrivingStage, prepared_bytes
 from hpcinfer.model.shard import shard_plan
@@ -81,6 +81,41 @@ def test_what_fails_is_told_to_whom_it_concerns():
         feed.stage.head  # noqa: B018
     feed.stage.wait()
     assert feed.stage.embed == "embed" and not feed.stage.is_complete
+
+
+def test_an_error_of_a_layer_is_never_taken_for_the_last_one():
+    feed = Feed()
+    feed.give("embed", "a", IndexError("in preparing it"))
+    with pytest.raises(IndexError, match="preparing"):
+        list(feed.stage.layers)
+
+
+def test_who_waits_for_all_is_seen_to_move_with_each_part():
+    feed = Feed()
+    waiting = threading.Thread(target=feed.stage.wait)
+    waiting.start()
+    for count, part in enumerate(("embed", "a", "b", "c", "head"), 1):
+        while feed.metrics.moves < count:
+            time.sleep(0.001)
+        feed.give(part)
+    waiting.join(20)
+    assert not waiting.is_alive() and feed.metrics.moves == 5 and feed.stage.error is None
+
+
+def test_who_waits_is_told_of_a_death():
+    feed, looks = Feed(), iter(range(2))
+    feed.give("embed", "a")
+
+    def look():
+        if next(looks, None) is None:
+            raise RankFailedError("rank 1 has died")
+
+    feed.stage.while_waiting = look
+    with pytest.raises(RankFailedError):
+        list(feed.stage.layers)
+    feed.stage.while_waiting = lambda: None
+    feed.give("b", "c", "head")
+    assert list(feed.stage.layers) == ["a", "b", "c"]
 
 
 def test_memory_to_come_shrinks_with_what_is_there():

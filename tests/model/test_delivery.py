@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from models import make_tiny_model
 from thread_group import ThreadGroup, run_ranks
 
 from hpcinfer.comm.serial import SerialGroup
-from hpcinfer.errors import RankFailedError, RevokedError, StoreError
-from hpcinfer.model import delivery
+from hpcinfer.errors import HpcInferError, RankFailedError, RevokedError, StoreError
+from hpcinfer.model import delivery, transit
+from hpcinfer.model.common import has_commons, open_commons
 from hpcinfer.model.delivery import Delivery
-from hpcinfer.model.distribution import distribute, job_of, needed_units, portions_of
+from hpcinfer.model.distribution import distribute, job_of, needed_units
+from hpcinfer.model.portions import portions_of
 from hpcinfer.model.shard import shard_plan
 from hpcinfer.partition.layout import Layout, ReplicaLayout
 from hpcinfer.partition.mesh import Mesh
@@ -46,9 +49,12 @@ def plans_of(store, layout):
             for mesh, members in layout.replicas for place, rank in enumerate(members)}  # fmt: skip
 
 
-def make_delivery(store, layout, group, nodes=None):
-    job = job_of(store, plans_of(store, layout), nodes or [0] * group.size)
-    return Delivery(store, portions_of(job, distribute(job, None, REQUEST_BYTES), group.rank), group)
+def make_delivery(store, layout, group, nodes=None, *, has_one_table=False):
+    job, arrays = job_of(store, plans_of(store, layout), nodes or [0] * group.size), {}
+    if has_one_table and has_commons(store, job):
+        commons = open_commons(store, job, group)
+        job, arrays = replace(job, common=commons.names), commons.arrays
+    return Delivery(store, portions_of(job, distribute(job, None, REQUEST_BYTES), group.rank), group, arrays)
 
 
 def take_all(delivery, first=0):
@@ -103,6 +109,41 @@ def test_each_byte_is_read_once_and_comes_to_all_that_need_it(path, meshes, node
     assert all(each.last_byte_s > 0 for each in traffics)
 
 
+@pytest.mark.parametrize(("meshes", "nodes"), [
+    ([(1, 1)] * 4, [0, 0, 1, 1]), ([(1, 2)] * 3, [0] * 6), ([(2, 1)] * 2, [0, 1, 0, 1]), ([(1, 1), (1, 2)], [0, 0, 0]),
+])  # fmt: skip
+def test_table_is_in_memory_once_for_ranks_of_a_node_that_hold_the_same(path, meshes, nodes):
+    layout = layout_of(*meshes)
+
+    def load_table(group: ThreadGroup):
+        with Store.open(path) as store:
+            one = make_delivery(store, layout, group, nodes, has_one_table=True)
+            one.start()
+            found = take_all(one)
+            one.wait()
+            assert_right(path, layout, group.rank, found)
+            table = found.get("embed_tokens.weight")
+            group.barrier()
+            if table is not None:
+                for unit in table:
+                    unit.reshape(-1)[group.rank] += 1  # in the element of this rank
+            group.barrier()
+            plan, units = plans_of(store, layout)[group.rank], None
+            if table is not None:
+                units = needed_units(store.config, plan, store.spec("embed_tokens.weight"))
+                first = store.read("embed_tokens.weight", units).values
+                changed = np.flatnonzero((table != first).reshape(len(table), -1)[0]).tolist()
+                return nodes[group.rank], units, changed, one.traffic.bytes_received
+            return None
+
+    results = run_ranks(len(nodes), load_table)
+    assert not [result for result in results if isinstance(result, BaseException)], results
+    for found in filter(None, results):
+        mates = [rank for rank, other in enumerate(results) if other is not None and other[:2] == found[:2]]
+        assert found[2] == mates
+    assert any(len(found[2]) > 1 for found in filter(None, results)) == (meshes != [(1, 1), (1, 2)])
+
+
 class Lonely:
     """A group whose other ranks send nothing: they are silent, or dead, or have left."""
 
@@ -133,7 +174,7 @@ class Lonely:
     Lonely(), Lonely(RankFailedError("dead")), Lonely(RankFailedError("dead"), at_once=True),
 ], ids=["silent", "dead", "dead before"])  # fmt: skip
 def test_what_does_not_come_is_read_from_the_store(path, group, monkeypatch):
-    monkeypatch.setattr(delivery, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(transit, "PATIENCE_S", 0.05)
     start = time.monotonic()
     units, traffic = load(path, layout_of((1, 1), (1, 1)), group)
     assert sorted(units) == all_units(path) and traffic.bytes_received == 0 < traffic.bytes_sent
@@ -158,12 +199,26 @@ def test_who_wants_nothing_any_more_still_serves_the_others(path):
         with Store.open(path) as store:
             one = make_delivery(store, layout, group)
             one.start()
-            one.drain()
+            one.pass_on()
             one.wait()
+            with pytest.raises(HpcInferError, match="not wanted"):
+                take_all(one)
             return None, one.traffic
 
     (units, got), (_, given) = run_ranks(2, serve)
     assert 0 < got.bytes_received == given.bytes_sent and len(units) < len(all_units(path))
+
+
+def test_who_stops_waits_for_nobody(path):
+    with Store.open(path) as store:
+        one = make_delivery(store, layout_of((1, 1), (1, 1)), group := Lonely())
+        one.start()
+        one.read(next(iter(one.portions[0].needs)))
+        start = time.monotonic()
+        one.stop()
+        assert time.monotonic() - start < 5 < transit.PATIENCE_S and one.is_over and group.num_cancelled > 0
+        with pytest.raises(HpcInferError, match="stopped"):
+            take_all(one, first=1)
 
 
 def test_damage_is_told_to_who_reads(path, tmp_path):

@@ -2,13 +2,15 @@
 
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcinfer.config import ModelConfig
-from hpcinfer.model.distribution import Job, StoredKind, distribute, needed_units, portion_of, portions_of
+from hpcinfer.model.distribution import Job, StoredKind, distribute, needed_units, portion_of
+from hpcinfer.model.portions import portions_of
 from hpcinfer.model.shard import kv_heads, shard_plan
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.weights.schema import stored_specs
@@ -71,6 +73,31 @@ def test_every_needed_unit_comes_once_and_nothing_else_does(job, choice, request
 
 
 @settings(max_examples=40)
+@given(jobs, st.integers(0, 4), st.booleans())
+def test_memory_of_several_ranks_has_one_writer_and_each_other_rank_is_told(job, choice, by_rank):
+    table = "embed_tokens.weight"
+    job = replace(job, common=frozenset([table]))
+
+    def is_staged(rank, name, unit):
+        return zlib.crc32(f"{name} {unit} {rank if by_rank else job.nodes[rank]}".encode()) % 4 < choice
+
+    writers, told = Counter(), Counter()
+    for rank, plan in job.plans.items():
+        spec = next(kind.spec for kind in job.kinds if kind.spec.name == table)
+        for portion in portions_of(job, distribute(job, is_staged, 3000), rank):
+            for share in portion.shares:
+                if share.name != table:
+                    assert not share.is_told and not share.told
+                    continue
+                memory = (job.nodes[rank], needed_units(job.config, plan, spec))
+                writers.update((memory, unit) for unit in share.units if not share.is_told)
+                told.update((rank, unit) for unit in share.units if share.is_told)
+                told.subtract((other, unit) for unit in share.units for other in share.told)
+    assert not writers or max(writers.values()) == 1
+    assert not any(told.values())
+
+
+@settings(max_examples=40)
 @given(jobs, st.integers(0, 4))
 def test_what_a_rank_sends_is_what_others_expect_in_the_same_order(job, choice):
     is_staged = copies_of(job, choice) if choice else None
@@ -97,6 +124,23 @@ def test_what_crosses_the_network_does_so_once_for_each_node(job):
                 if share.sender is not None and job.nodes[share.sender] != job.nodes[rank]:
                     crossings.update((share.name, unit, job.nodes[rank]) for unit in share.units)
     assert not crossings or max(crossings.values()) == 1
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 8, 100])
+def test_nobody_sends_to_more_nodes_than_a_binomial_tree_has_levels(num_nodes):
+    job = make_job([(1, 2)] * num_nodes, [node for node in range(num_nodes) for _ in range(2)], layers=1)
+    parents = {}
+    for rank in job.plans:
+        for share in (share for portion in portions_of(job, distribute(job), rank) for share in portion.shares):
+            far = [each for each in share.receivers if job.nodes[each] != job.nodes[rank]]
+            assert len(far) <= (num_nodes - 1).bit_length()
+            assert share.receivers[: len(far)] == tuple(far), "what has farther to go leaves first"
+            parents[rank, share.name, share.units] = (share.sender, share.name, share.units)
+    for place in parents:
+        hops, at = 0, place
+        while (above := parents[at])[0] is not None:
+            hops, at = hops + 1, above
+        assert hops <= (num_nodes - 1).bit_length() + 1
 
 
 def test_bytes_are_balanced_over_ranks():

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.partition.grains import Span, grain_runs, subtrees
-from hpcinfer.partition.lanes import COLUMNS, cut, stages_of
+from hpcinfer.partition.lanes import COLUMNS, cut, levels_of
 
 
 @st.composite
@@ -20,37 +20,37 @@ def worlds(draw):
 @given(world=worlds())
 def test_every_lane_ends_with_the_whole_tree_and_peers_agree_on_each_other(world):
     grains, units, spans, has_lanes = world
-    plans = [stages_of(rank, units, spans, has_lanes=has_lanes) for rank in range(len(spans))]
+    plans = [levels_of(rank, units, spans, has_lanes=has_lanes) for rank in range(len(spans))]
     for rank, plan in enumerate(plans):
-        assert all(stage.is_adder for stage in plan[:-1])
+        assert all(level.is_adder for level in plan[:-1])
         assert len(plan) == len(units) or not plan[-1].is_adder
-        for level, stage in enumerate(plan):
-            assert stage.peers[stage.place] == rank
-            for place, peer in enumerate(stage.peers):
-                assert plans[peer][level] == stage._replace(place=place)
+        for depth, level in enumerate(plan):
+            assert level.peers[level.place] == rank
+            for place, peer in enumerate(level.peers):
+                assert plans[peer][depth] == level._replace(place=place)
     ends = [plan[-1] for plan in plans if len(plan) == len(units)]
-    assert ends and all(stage.program.outputs == (Span(0, grains),) for stage in ends)
+    assert ends and all(level.program.outputs == (Span(0, grains),) for level in ends)
 
 
 @given(world=worlds())
 def test_a_lane_has_one_rank_in_each_unit(world):
     _, units, spans, has_lanes = world
-    for level, unit_of in enumerate(units[:-1]):
+    for depth, unit_of in enumerate(units[:-1]):
         lanes = {}
         for rank in range(len(spans)):
-            plan = stages_of(rank, units, spans, has_lanes=has_lanes)
-            if len(plan) > level and plan[level].is_adder:
-                lanes.setdefault(tuple(stage.place for stage in plan[: level + 1]), []).append(unit_of[rank])
+            plan = levels_of(rank, units, spans, has_lanes=has_lanes)
+            if len(plan) > depth and plan[depth].is_adder:
+                lanes.setdefault(tuple(level.place for level in plan[: depth + 1]), []).append(unit_of[rank])
         for there in lanes.values():
             assert sorted(there) == sorted(set(unit_of))
 
 
 def test_nodes_of_equal_runs_bring_one_subtree_each():
     spans = [subtrees(run) for run in grain_runs(8, 8)]
-    first, second = stages_of(3, [[0, 0, 1, 1, 2, 2, 3, 3], [0] * 8], spans)
+    first, second = levels_of(3, [[0, 0, 1, 1, 2, 2, 3, 3], [0] * 8], spans)
     assert (first.peers, first.program.outputs) == ((2, 3), (Span(2, 4),))
     assert (second.peers, second.place, second.width) == ((1, 3, 5, 7), 1, 4)
-    alone = stages_of(3, [[0, 0, 1, 1, 2, 2, 3, 3], [0] * 8], spans, has_lanes=False)
+    alone = levels_of(3, [[0, 0, 1, 1, 2, 2, 3, 3], [0] * 8], spans, has_lanes=False)
     assert len(alone) == 1 and alone[0].width == 1
 
 

@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,13 @@ def test_groups_that_no_node_holds_stay_below_a_switch():
 def test_replicas_are_together_where_spare_ranks_leave_a_choice():
     order = place_ranks(Mesh(2, 2, 2), located([0] * 6 + [1] * 6))
     assert order[:8] == (0, 1, 2, 3, 6, 7, 8, 9) and sorted(order[8:]) == [4, 5, 10, 11]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(512, 2, 4), Mesh(1, 4096, 1), Mesh(256, 1, 16)], ids=str)
+def test_thousands_of_ranks_are_placed_at_once(mesh):
+    start = time.perf_counter()
+    order = place_ranks(mesh, located([rank // 3 for rank in range(4096)]))
+    assert sorted(order) == list(range(4096)) and time.perf_counter() - start < 1.0
 
 
 def test_tp_stays_on_a_socket_where_nodes_allow_it():

@@ -144,6 +144,13 @@ def test_node_that_nobody_measured_makes_the_sum_unknown():
     assert [node["host"] for node in found["nodes"]] == ["n0", "n1"]
 
 
+def test_run_that_was_stopped_says_so():
+    files = {**made_up_measured()["files"], "output": {"path": "o", "size_bytes": 0, "digest": None, "sha256": None}}
+    report = report_of(run=made_up_run(2, stopped="time limit", num_done=400), files=files)
+    assert "stopped (time limit) when 400 of them were finished" in report["methods"]
+    assert "stopped early (time limit)" in render_page(report) and "stopped" not in render_page(report_of())
+
+
 def test_methods_paragraph_names_what_others_need():
     text = report_of()["methods"]
     for expected in ("hpcinfer 1.2.3 (MPI Open MPI 5.0.11, numpy 2.0)", "the model tiny (TinyForCausalLM, 0.125 b",

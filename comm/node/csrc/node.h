@@ -10,6 +10,9 @@
 #error "the order of operations is a promise: build without -ffast-math"
 #endif
 
+/* Counted up with every change of what stands in a region, or of a function: Python refuses a library that has another
+ * one, as a stale build has. */
+enum { HPC_LAYOUT = 2 };
 enum { HPC_REGISTERS = 32 };
 enum { HPC_ONE_SHOT, HPC_TWO_SHOT, HPC_SLICES };
 
@@ -50,7 +53,9 @@ int hpc_room_is_free(const hpc_channel *channel, int64_t room);
 int hpc_reduce(
     hpc_channel *channel, int64_t form, const hpc_program *program, const float *const *nodes, int64_t num_nodes,
     const int64_t *bounds, float *const *outs, int64_t timeout_ns);
-int hpc_gather(hpc_channel *channel, const char *send, char *receive, const int64_t *starts, int64_t timeout_ns);
+/* To `root`, or to all if it is negative; who gets nothing needs nowhere to receive. */
+int hpc_gather(
+    hpc_channel *channel, const char *send, char *receive, const int64_t *starts, int64_t root, int64_t timeout_ns);
 int hpc_broadcast(hpc_channel *channel, char *buffer, int64_t num_bytes, int64_t root, int64_t timeout_ns);
 int hpc_all_to_all(
     hpc_channel *channel, const char *send, const int64_t *send_starts, char *receive, const int64_t *receive_starts,

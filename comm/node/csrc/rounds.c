@@ -149,6 +149,10 @@ static void write_part(hpc_channel *channel, const char *data, int64_t total) {
     post(channel, slot(channel) - channel->base, 0);
 }
 
+static int is_receiver(const hpc_channel *channel) {
+    return channel->operation.root < 0 || channel->operation.root == channel->rank;
+}
+
 static void read_part(const hpc_channel *channel, int64_t rank, char *receive, int64_t total) {
     const hpc_operation *operation = &channel->operation;
     const int64_t start = operation->round * operation->piece_bytes;
@@ -216,7 +220,9 @@ static void read_round(const hpc_channel *channel) {
     case REDUCE_TWO_SHOT:
         if (operation->round > 0) copy_results_out(channel, operation->round - 1);
         break;
-    case GATHER: read_parts(channel); break;
+    case GATHER:
+        if (is_receiver(channel)) read_parts(channel);
+        break;
     case BROADCAST:
         if (channel->rank != operation->root)
             read_part(channel, operation->root, operation->receive, operation->num_bytes);
@@ -225,10 +231,12 @@ static void read_round(const hpc_channel *channel) {
     }
 }
 
-/* Whether a rank must have posted before this one writes, or reads. In a broadcast only root writes. */
+/* Whether a rank must have posted before this one writes, or reads. In a broadcast only root writes, in a gather that
+ * has a root only root reads. */
 static int must_wait_for(const hpc_channel *channel, int64_t rank) {
     const hpc_operation *operation = &channel->operation;
     if (rank == channel->rank) return 0;
+    if (operation->kind == GATHER) return !operation->is_written || is_receiver(channel);
     if (operation->kind != BROADCAST) return 1;
     return operation->is_written ? rank == operation->root : channel->rank == operation->root;
 }
@@ -309,17 +317,21 @@ int hpc_reduce(
     return hpc_continue(channel, timeout_ns);
 }
 
-int hpc_gather(hpc_channel *channel, const char *send, char *receive, const int64_t *starts, int64_t timeout_ns) {
+int hpc_gather(
+    hpc_channel *channel, const char *send, char *receive, const int64_t *starts, int64_t root, int64_t timeout_ns
+) {
     hpc_operation *operation = &channel->operation;
     const int64_t *own = starts + channel->rank, num_bytes = own[1] - own[0];
     *operation = (hpc_operation){.kind = GATHER, .send = send, .receive = receive, .receive_starts = starts};
+    operation->root = root;
     operation->place = place_in_rooms(channel, send, num_bytes);
     operation->piece_bytes = channel->geometry.slot_bytes;
     for (int64_t rank = 0; rank < channel->size; rank++) {
         const int64_t rounds = pieces_of(starts[rank + 1] - starts[rank], operation->piece_bytes);
         if (rounds > operation->num_rounds) operation->num_rounds = rounds;
     }
-    if (num_bytes && send != receive + *own) memmove(receive + *own, send, (size_t)num_bytes);
+    if (num_bytes && is_receiver(channel) && send != receive + *own)
+        memmove(receive + *own, send, (size_t)num_bytes);
     return hpc_continue(channel, timeout_ns);
 }
 

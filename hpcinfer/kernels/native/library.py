@@ -25,6 +25,7 @@ class Library(NamedTuple):
 
     ffi: Any
     lib: Any
+    workers: tuple[int, ...] = ()  # CPUs of worker threads; none if nothing is bound
 
     def pointer(self, kind: str, array: np.ndarray | None) -> Any:
         """Point to the memory of a contiguous array, which must outlive the pointer; NULL for none."""
@@ -43,6 +44,13 @@ class Library(NamedTuple):
         if pointer == self.ffi.NULL:
             raise MemoryError("the native kernels: not enough memory")
         return self.ffi.gc(pointer, free)
+
+    def bind_workers(self) -> None:
+        """Bind the worker threads of the calling thread: OpenMP has a team for each thread that computes."""
+        if self.workers:
+            cpus = self.ffi.new("int64_t[]", [0, *self.workers])
+            failures = self.lib.hpc_pin(1 + len(self.workers), cpus)
+            logger.debug("worker threads on CPUs %s, %d could not be bound", self.workers, failures)
 
 
 class Binding(NamedTuple):
@@ -75,7 +83,7 @@ def load(threads: int = 1, local_rank: int | None = 0, local_size: int = 1) -> L
     library = Library(module.ffi, module.lib)
     _choose_instructions(library, os.environ.get(_SIMD_VARIABLE, ""))
     if local_rank is not None and not any(name in os.environ for name in _BINDING_VARIABLES):
-        _bind(library, choose_cpus(cores, os.cpu_count() or 1, local_rank, local_size, threads), threads)
+        return _bind(library, choose_cpus(cores, os.cpu_count() or 1, local_rank, local_size, threads))
     return library
 
 
@@ -168,10 +176,10 @@ def _limit_spinning(crowded: bool) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "0" if crowded else _SPINS)
 
 
-def _bind(library: Library, binding: Binding | None, threads: int) -> None:
+def _bind(library: Library, binding: Binding | None) -> Library:
     if binding is None or not hasattr(os, "sched_setaffinity"):
-        return
+        return library
     os.sched_setaffinity(0, binding.caller)
-    cpus = library.ffi.new("int64_t[]", [0, *binding.workers])
-    failures = library.lib.hpc_pin(threads, cpus)
-    logger.debug("worker threads on CPUs %s, %d could not be bound", binding.workers, failures)
+    bound = library._replace(workers=binding.workers)
+    bound.bind_workers()
+    return bound

@@ -80,6 +80,10 @@ class NativeKernels:
         """Seconds in array functions so far, by phase."""
         return dict(zip(_PHASES, self._ffi.unpack(self._lib.hpc_seconds(self._runtime), len(_PHASES)), strict=True))
 
+    def bind_workers(self) -> None:
+        """Bind the OpenMP team of the calling thread: what it touches first is near those that compute with it."""
+        self._library.bind_workers()
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Allocate float32, uninitialised, contiguous."""
         return np.empty(shape, np.float32)

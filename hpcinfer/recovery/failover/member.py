@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hpcinfer.comm.node.patience import watch
 from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitation, regroup
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.engine.replica import Replica
@@ -88,6 +89,7 @@ class Member:
             The report of this rank.
         """
         self._replica = replica
+        self._held = self._serving.loading.held() if replica is None else None
         del replica  # after a death nothing else may keep its memory
         with self._stack as stack:
             stack.enter_context(self.witness)
@@ -166,10 +168,11 @@ class Member:
 
     def _build(self) -> Replica | None:
         """Load this rank's part of its replica; None if the replica is given up."""
-        start = time.perf_counter()
+        start, group = time.perf_counter(), self._group()
+        group.check()  # a death that is known, as one during the first load, needs no other rank to be found
         try:
             source = self._sharing.source(self._plan.replica, self._held)
-            replica = self._serving.build(self._group(), self._plan.mesh, source)
+            replica = self._serving.build(group, self._plan.mesh, source)
         except HpcInferError as error:
             if isinstance(error, RankFailedError) or error.exit_code != EXIT_USAGE:
                 raise
@@ -199,10 +202,12 @@ class Member:
             leadership.part = group.broadcast_bytes(leadership.part.encode() if leader else None).decode()
         if isinstance(group, TolerantGroup):
             group.while_idle = partial(self._sharing.turn, is_idle=True)
+            self._serving.loading.watch(watch(group))
         self._sharing.begin(self._weights_of(replica))
         try:
             replica.engine.run(leader, self._sharing.turn if leader else self._between_steps)
         finally:
+            self._serving.loading.watch(lambda: None)
             self._sharing.end()
             self._traffic.update(replica.runner.stage.reducer.traffic._asdict())
             if leader is not None:

@@ -121,8 +121,9 @@ class Succession:
         return Decision(self._placed(members, mesh), Plan(replica, mesh.pp, mesh.tp).to_bytes())
 
     def _placed(self, members: Sequence[int], mesh: Mesh) -> tuple[int, ...]:
-        """As many as the mesh takes, tp groups inside nodes if the first, who decides and leads, stays the first."""
+        """The first ones that fill the mesh, tp groups inside nodes if who decides and leads stays the first."""
+        members = members[: mesh.replica_size]
         if self._line is not None and self._line.locations is not None:
             order = place_ranks(mesh, [self._line.locations[rank] for rank in members])
             members = [members[index] for index in order] if order[0] == 0 else members
-        return tuple(members[: mesh.replica_size])
+        return tuple(members)

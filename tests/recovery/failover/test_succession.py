@@ -91,6 +91,12 @@ def test_who_decides_leads_though_others_are_nearer(monkeypatch):
     assert decide(scene, Plan(0, 2, 3), dict.fromkeys(range(5), 1))[:2] == ((0, 1, 2, 3), Plan(0, 2, 2))
 
 
+def test_survivors_are_not_left_out_for_the_sake_of_a_nearer_spare_rank(monkeypatch):
+    scene = Scene(monkeypatch, Mesh(1, 2, 3), 6, nodes=[0, 1, 1, 1, 0, 0], idle=[4])
+    members, plan, _ = decide(scene, Plan(0, 2, 3), dict.fromkeys(range(4), 1))
+    assert (set(members), plan) == ({0, 1, 2, 3}, Plan(0, 2, 2))
+
+
 def test_of_meshes_one_is_taken_that_has_room(monkeypatch):
     """With three ranks: three stages are the best here, since a grain of each layer needs too much."""
     scene = Scene(monkeypatch, Mesh(1, 1, 4), 4, bytes_of=lambda mesh: ROOM + 1 if mesh.tp > 1 else 1)
