@@ -16,6 +16,7 @@ from hpcinfer.comm.selector import ALL_REDUCE, MESSAGES, NODE, OPERATIONS, Curve
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.partition.placement import place_ranks
+from hpcinfer.partition.topology import by_node
 from hpcinfer.partition.tree_program import tree_program
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes of a sum: 1 KiB to 16 MiB
@@ -25,7 +26,7 @@ _GRAINS = 16  # of the largest stores: tp groups have as many ranks at most
 _ROUNDS, _MAX_CALLS = 3, 300
 _PATIENCE = 2.0  # the largest sizes are left out where the time has gone over by this factor
 _HOPELESS = 3.0  # a form that is slower than the best one by this factor is left out of larger sizes
-_WORK_S, _LEAST_S = 0.001, 1e-7  # before a message is sent; what it takes at least
+_WORK_S, _LEAST_S, _LEAST_CALLS = 0.001, 1e-7, 20  # before a message is sent; what it takes at least; of a size
 _TAG = 4  # of the messages that are measured
 _LARGE = 1 << 18  # bytes: below that it may still be the best one of those
 
@@ -67,11 +68,11 @@ def measure(group: Collectives, budget_s: float, sizes: Sequence[int] = SIZES) -
     Returns:
         Seconds by operation, by form or way, the same on all ranks. Where no memory is shared there is one way alone.
     """
-    channel = open_channel(group)
+    channel, way_sizes = open_channel(group), [size for size in _WAY_SIZES if size <= max(sizes)]
     found = {ALL_REDUCE: measure_sums(group, channel, budget_s * _SUMS_SHARE, sizes)}
     if channel is not None:
-        found |= measure_ways(group, channel, budget_s * (1 - _SUMS_SHARE), [size for size in _WAY_SIZES
-                                                                             if size <= max(sizes)])  # fmt: skip
+        found |= measure_ways(group, channel, budget_s * (1 - _SUMS_SHARE), way_sizes)
+        channel.close()
     return found
 
 
@@ -83,17 +84,51 @@ def measure_ways(
     Collective over the group.
     """
     ways = {way: Operations(group, channel, _always(group, way)) for way in (NODE, MESSAGES)}
-    found: dict[str, dict[str, list[Point]]] = {name: {way: [] for way in ways} for name in OPERATIONS}
+    names = [name for name in OPERATIONS if name != "send"]
+    found: dict[str, dict[str, list[Point]]] = {name: {way: [] for way in ways} for name in names}
     share, end = budget_s / len(sizes) / len(OPERATIONS), time.monotonic() + _PATIENCE * budget_s
+    found["send"] = measure_messages(group, ways, [size for size in sizes if 2 * size <= channel.ring_bytes], share)
     for size in sizes:
-        for name in OPERATIONS:
+        for name in names:
             works = {way: _work_of(name, operations, size) for way, operations in ways.items()}
             for way, value in time_in_turn(group, works, share).items():
-                each = value / group.size - _WORK_S if name == "send" else value
-                found[name][way].append(Point(size, max(_LEAST_S, each)))
+                found[name][way].append(Point(size, value))
         if _say(group, time.monotonic() > end):
             break
     return found
+
+
+def measure_messages(
+    group: Collectives, ways: Mapping[str, Operations], sizes: Sequence[int], share_s: float
+) -> dict[str, list[Point]]:
+    """Measure messages between two neighbours of a node as stages exchange them, each way in turn.
+
+    Collective over the group: the others wait for what the first of the two says, asleep.
+
+    Args:
+        group: ranks whose locations are known, two of them on one node.
+        ways: what the two exchange messages with.
+        sizes: bytes of a message, as long as memory takes it.
+        share_s: seconds for each size.
+
+    Returns:
+        Medians of the calls, the same on all ranks.
+    """
+    first, second = next(node for node in by_node(group.locations or ()) if len(node) > 1)[:2]
+    num_calls = max(_LEAST_CALLS, int(share_s / (2 * len(ways) * _WORK_S)))
+    curves: dict[str, list[Point]] = {way: [] for way in ways}
+    for size in sizes if group.rank in (first, second) else ():
+        send, receive = np.zeros(size // 4, np.float32), np.empty(size // 4, np.float32)
+        rounds = [[_exchange(operations, first + second - group.rank, send, receive) for operations in ways.values()]
+                  for _ in range(num_calls)]  # fmt: skip
+        for way, seconds in zip(ways, zip(*rounds, strict=True), strict=True):
+            curves[way].append(Point(size, max(_LEAST_S, statistics.median(seconds) / 2 - _WORK_S)))
+    if group.rank != first:
+        told = json.loads(group.receive_bytes(first, _TAG))
+        return {way: [Point(*each) for each in points] for way, points in told.items()}
+    others = [rank for rank in range(group.size) if rank != first]
+    group.wait_all([group.send_bytes(json.dumps(curves).encode(), rank, _TAG) for rank in others])
+    return curves
 
 
 def measure_sums(
@@ -167,8 +202,6 @@ def _work_of(name: str, operations: Operations, num_bytes: int) -> Work:
         return lambda: operations.broadcast(send)
     if name == "all_to_all":
         return lambda: operations.all_to_all(send, receive, [[count] * size] * size)
-    if name == "send":
-        return lambda: _pass_on(operations, send, receive)
     if name == "reduce_scatter":
         program = tree_program([subtrees(run) for run in grain_runs(_GRAINS, size)])
         nodes = [send] * len(program.nodes_by_rank[rank])
@@ -178,16 +211,18 @@ def _work_of(name: str, operations: Operations, num_bytes: int) -> Work:
     return lambda: gather(send[:count], receive, [count] * size)
 
 
-def _pass_on(operations: Operations, send: np.ndarray, receive: np.ndarray) -> None:
-    """A message from rank to rank as from stage to stage: each works before it sends, the others have waited long."""
-    if operations.rank != 0:
-        operations.receive(receive, operations.rank - 1, _TAG)
+def _exchange(operations: Operations, peer: int, send: np.ndarray, receive: np.ndarray) -> float:
+    """Seconds of a message there and one back: who sends has worked before, who receives has waited long."""
+    start = time.perf_counter()
+    if operations.rank > peer:
+        operations.receive(receive, peer, _TAG)
     end = time.perf_counter() + _WORK_S
     while time.perf_counter() < end:
         pass
-    operations.send(send, (operations.rank + 1) % operations.size, _TAG).wait()
-    if operations.rank == 0:
-        operations.receive(receive, operations.size - 1, _TAG)
+    operations.send(send, peer, _TAG).wait()
+    if operations.rank < peer:
+        operations.receive(receive, peer, _TAG)
+    return time.perf_counter() - start
 
 
 def _say(group: Collectives, value: bool) -> bool:

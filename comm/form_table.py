@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcinfer import __version__
 from hpcinfer.comm.library import describe_library
-from hpcinfer.comm.node.library import load
+from hpcinfer.comm.node.library import LAYOUT, load
 from hpcinfer.comm.protocol import Collectives
 from hpcinfer.comm.selector import AUTO, Measured, Point, Selector
 
@@ -27,14 +28,28 @@ Table = dict[str, dict[str, dict[str, list[Point]]]]  # by shape of the group, b
 
 
 def machine_signature(world: Collectives) -> str:
-    """Describe what a measurement depends on: processor, cores, MPI, how messages travel, memory shared or not.
+    """Describe what a measurement depends on: processor, cores, network, MPI, how messages travel, what moves them.
 
     Not collective.
     """
     mpi = describe_library(is_started=world.size > 1)
     settings = [f"{name}={os.environ[name]}" for name in _TRANSPORT if os.environ.get(name)]
-    memory = "node library" if load() is not None else "no node library"
-    return ", ".join([_processor(), f"{os.cpu_count()} CPUs", mpi.name, mpi.transport, *settings, memory])
+    code = f"hpcinfer {__version__}", "no node library" if load() is None else f"node library {LAYOUT}"
+    machine = _processor(), f"{os.cpu_count()} CPUs", *describe_network()
+    return ", ".join([*machine, mpi.name, mpi.transport, *settings, *code])
+
+
+def describe_network(devices: Path = Path("/sys/class")) -> list[str]:
+    """Name the network interfaces and fabric ports of this node that are up, with their speeds; "no network" if none.
+
+    Not collective. Interfaces without hardware count only where none has any, as in a container: they come and go.
+    """
+    up = [each for each in sorted(devices.glob("net/*")) if each.name != "lo"
+          and _read(each / "operstate") in ("up", "unknown")]  # fmt: skip
+    nets = [each for each in up if (each / "device").exists()] or up
+    found = [f"{each.name} {_read(each / 'speed')}".removesuffix("-1").strip() for each in nets]
+    found += [f"{rate.parents[2].name} {_read(rate)}" for rate in sorted(devices.glob("infiniband/*/ports/*/rate"))]
+    return found or ["no network"]
 
 
 def table_path(signature: str) -> Path:
@@ -117,6 +132,14 @@ def _points(points: Any) -> list[Point]:
     if not all(0 < point.seconds < math.inf for point in found):
         raise ValueError("a time is none")
     return found
+
+
+def _read(path: Path) -> str:
+    """A line of the kernel's; empty where it says none, as of the speed of an interface that has none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:

@@ -155,10 +155,20 @@ class Operations:
             data = self.channel.receive_bytes(self._here.index(peer), tag)
         return data[1:] if data[:1] == _HERE else self.group.receive_bytes(peer, tag)
 
+    def watch(self, is_mpi_busy: Callable[[], bool]) -> None:
+        """Look after the MPI more often, while a rank waits in memory, as long as this says so. Not collective."""
+        if self.channel is not None:
+            self.channel.is_mpi_busy = is_mpi_busy
+
+    def close(self) -> None:
+        """Give the shared memory back: it is over for this rank, as after a death. Not collective."""
+        if self.channel is not None:
+            self.channel.close()
+
     @contextmanager
     def _idling(self, channel: NodeChannel) -> Iterator[None]:
         """Let the group do what it does while a rank waits for bytes for long."""
-        while_idle: Callable[[], None] | None = getattr(self.group, "while_idle", None)
+        while_idle: Callable[[], bool | None] | None = getattr(self.group, "while_idle", None)
         start = monotonic()
         if while_idle is not None:
             channel.while_waiting = lambda: while_idle() if monotonic() - start > _IDLE_S else None

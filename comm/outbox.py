@@ -11,6 +11,11 @@ class Outbox:
     def __init__(self) -> None:
         self._pending: deque[Pending] = deque()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return not self._pending
+
     def keep(self, pending: Pending) -> None:
         """Hold a send until it has left. Not collective."""
         self.turn()

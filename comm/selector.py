@@ -28,6 +28,7 @@ _MOST_BY_NODE = {  # bytes that go through memory where nothing was measured
     "all_gather": 1 << 22, "gather": 0, "broadcast": 1 << 40, "reduce_scatter": 1 << 40, "all_to_all": 1 << 22,
     "send": 1 << 16,
 }
+_CLEARLY = 1.1  # ways that differ by less are alike: their difference is that of two measurements of the same
 OPERATIONS = tuple(_MOST_BY_NODE)
 
 
@@ -72,8 +73,9 @@ class Selector:
 
         @functools.cache
         def choose(operation: str, num_bytes: int) -> str:
-            if len(curves := measured[operation]) == 2:
-                return _fastest(curves, num_bytes)
+            seconds = sorted(interpolate(points, num_bytes) for points in measured[operation].values())
+            if len(seconds) == 2 and seconds[1] > _CLEARLY * seconds[0]:
+                return _fastest(measured[operation], num_bytes)
             return NODE if num_bytes <= _MOST_BY_NODE[operation] else MESSAGES
 
         return choose

@@ -45,7 +45,8 @@ class TolerantGroup:
         self._watched = frozenset(watched or members)
         self._base = ((epoch % _EPOCHS) * _CONTEXTS + context) * _TAGS
         self._num_splits = 0
-        self.while_idle: Callable[[], None] | None = None  # called while a rank has waited for bytes for long
+        # Called while a rank has waited for bytes for long; says whether it wants to be called again soon.
+        self.while_idle: Callable[[], bool | None] | None = None
 
     @property
     def locations(self) -> tuple[Location, ...] | None:

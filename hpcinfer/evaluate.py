@@ -190,6 +190,7 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
         resolve_cache_dtype,
         resolve_dtype,
     )
+    from hpcinfer.model.common import keeps_table
     from hpcinfer.recovery.loading import JobLoading
 
     dtype, length = resolve_dtype(options.model.dtype), max(map(len, work.windows))
@@ -199,7 +200,7 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
     group, config = join_replica(work.placed, mesh), work.store.config
     layout = layout_of(mesh, range(mesh.world_size), ModelLimits(config.num_layers, work.store.grains))
     loading = JobLoading(work.store, layout)
-    loading.begin(work.placed, None)
+    loading.begin(work.placed, None, keeps_table=keeps_table(work.store, work.kernels, dtype))
     load = partial(loading.load, work.kernels, wanted.metrics)
     try:
         replica = build_together(world, lambda: build_replica(group, mesh, work.store, work.kernels, wanted, load))

@@ -196,7 +196,8 @@ def _finish(
         if merged is not None:
             remove_snapshots(facts.setup.job.paths)
         write_reports(facts, result, ranks)
-    write_traces(world, facts, ranks)
+    if merged is not None:  # who stops has little time
+        write_traces(world, facts, ranks)
     return result
 
 

@@ -11,8 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin
 
 fail() { printf 'slurm/cluster.sh: %s\n' "$@" >&2; exit 1; }
-pid_of() { local pid=; read -r pid <"$1" || [ -n "$pid" ] || return 1; echo "$pid"; } 2>/dev/null  # the file may go at any time
-is_alive() { local pid; pid=$(pid_of "$1") && grep -qs '^State:.[^Z]' "/proc/$pid/status"; }
+is_alive() { grep -qs '^State:.[^Z]' "/proc/$(cat "$1" 2>/dev/null)/status"; }  # the file may go at any time
 num_up() { timeout 5 sinfo --noheader --Node --states=idle,mixed,allocated 2>/dev/null | wc -l; }
 
 up() {  # nodes 0 ... $1
@@ -41,10 +40,10 @@ up() {  # nodes 0 ... $1
 }
 
 end() {  # processes, by their files
-    for file in "$@"; do ! is_alive "$file" || kill "$(pid_of "$file")" || true; done
+    for file in "$@"; do ! is_alive "$file" || kill "$(cat "$file")" || true; done
     for file in "$@"; do
         for _ in $(seq 80); do is_alive "$file" || break; sleep 0.1; done
-        ! is_alive "$file" || kill -9 "$(pid_of "$file")" || true
+        ! is_alive "$file" || kill -9 "$(cat "$file")" || true
     done
 }
 

@@ -27,7 +27,7 @@ from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.tree_program import TreeProgram
 
 SLOT_BYTES = 1 << 20
-_FIRST_SLICE_NS, _SLICE_NS = 300_000, 2_000_000
+_FIRST_SLICE_NS = 300_000
 _MAX_NODES = 128  # of a rank in a reduction: twice the levels of the tree at most
 _ALL = -1  # for a root: everyone gets everything
 
@@ -43,24 +43,25 @@ class NodeChannel:
         check: Callable[[], None],
     ) -> None:  # fmt: skip
         self._ffi, self._lib, self._library = library.ffi, library.lib, library
-        self._memory, geometry = region
+        memory, geometry = region
         self._geometry, self._check = geometry, check
-        self._base = self._ffi.from_buffer("char[]", self._memory, require_writable=True)
-        self._channel = self._ffi.gc(
-            self._lib.hpc_channel_new(
-                self._base, self._ffi.new("hpc_geometry *", geometry.as_struct()), rank, patience
-            ),
-            self._lib.hpc_channel_free,
-        )
+        self._base: Any = self._ffi.from_buffer("char[]", memory, require_writable=True)
+        struct = self._ffi.new("hpc_geometry *", geometry.as_struct())
+        made = self._lib.hpc_channel_new(self._base, struct, rank, patience)
+        if made == self._ffi.NULL:
+            raise MemoryError("no memory for a channel between ranks of a node")
+        self._channel: Any = self._ffi.gc(made, self._lib.hpc_channel_free)
         self.rank, self.size, self.room_bytes = rank, geometry.size, geometry.room_bytes
         self.ring_bytes = geometry.ring_bytes  # a message that is no longer may leave at once
-        self._mail = Mail(library, self._channel, self.size, self._while_waiting)
+        self._mail = Mail(library, self._channel, self.size, self._while_waiting, self._is_busy)
         self._bounds = functools.lru_cache(1024)(self._even_bounds)
         self._compiled: dict[TreeProgram, Compiled] = {}  # whole: its struct does not keep what it points to
         self._inputs, self._outputs = (self._ffi.new("float *[]", _MAX_NODES) for _ in range(2))
-        self._rooms = [self._whole_room(room) for room in range(2)]
-        self._next_room, self._is_broken = 0, False
-        self.while_waiting: Callable[[], None] | None = None  # called again and again while a rank waits here
+        self._rooms = [_whole_room(memory, geometry, rank, room) for room in range(2)]
+        self._next_room, self._is_broken, self._is_at_work = 0, False, False
+        # Called again and again while a rank waits here; says whether it wants to be called again soon.
+        self.while_waiting: Callable[[], bool | None] | None = None
+        self.is_mpi_busy: Callable[[], bool] | None = None  # whether the MPI has messages that this rank must move on
 
     @classmethod
     def open(
@@ -82,8 +83,9 @@ class NodeChannel:
             None on every rank, if any rank has no library or cannot share memory.
         """
         library = load()
+        geometries = possible_geometries(len(members), room_bytes, slot_bytes)
         region = open_region(
-            group, members, possible_geometries(len(members), room_bytes, slot_bytes), folder, library
+            group, members, geometries, folder, library, instead="ranks of this node talk through the MPI"
         )
         if region is None or library is None:
             return None
@@ -94,7 +96,9 @@ class NodeChannel:
     def close(self) -> None:
         """Give the memory back as soon as nobody has a room of it any more. Not collective."""
         self._is_broken = True
-        self._channel = None
+        self._mail.close()
+        self._rooms.clear()
+        self._channel = self._base = self.while_waiting = self.is_mpi_busy = None
 
     def room(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """Get a float32 array in shared memory: data that stand there when a collective begins are not copied.
@@ -240,18 +244,20 @@ class NodeChannel:
         """Stay with a collective that has begun until it is done."""
         if not is_done:
             self._while_waiting()
-            while not self._lib.hpc_continue(self._channel, _SLICE_NS):
+            while not self._lib.hpc_continue(self._channel, self._mail.slice_ns()):
                 self._while_waiting()
 
     def _while_waiting(self) -> None:
         try:
             self._mail.push_all()
             self._check()
-            if self.while_waiting is not None:
-                self.while_waiting()
+            self._is_at_work = self.while_waiting is not None and bool(self.while_waiting())
         except BaseException:
             self._is_broken = True  # a collective that was left cannot be gone on with
             raise
+
+    def _is_busy(self) -> bool:
+        return self._is_at_work or (self.is_mpi_busy is not None and self.is_mpi_busy())
 
     def _open_channel(self) -> Any:
         if self._is_broken:
@@ -266,10 +272,6 @@ class NodeChannel:
         data = buffer if isinstance(buffer, bytes | bytearray) else np.asarray(buffer)
         return self._ffi.from_buffer("char[]", data, require_writable=is_written)
 
-    def _whole_room(self, room: int) -> np.ndarray:
-        start = self.rank * self._geometry.part_bytes + self._geometry.rooms + room * self.room_bytes
-        return np.frombuffer(self._memory, np.float32, self.room_bytes // 4, start)
-
     def _even_bounds(self, count: int) -> Any:
         return self._ffi.new("int64_t[]", slice_bounds(count, self.size))
 
@@ -281,6 +283,11 @@ def slice_bounds(count: int, size: int) -> list[int]:
     """
     lines = -(-count // 16)
     return [min(count, 16 * (lines * rank // size)) for rank in range(size)] + [count]
+
+
+def _whole_room(memory: mmap.mmap, geometry: Geometry, rank: int, room: int) -> np.ndarray:
+    start = rank * geometry.part_bytes + geometry.rooms + room * geometry.room_bytes
+    return np.frombuffer(memory, np.float32, geometry.room_bytes // 4, start)
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcinfer.partition.tree_program import TreeProgram
 
-_LAYOUT = 2  # HPC_LAYOUT of the node.h that this package was written with
+LAYOUT = 2  # HPC_LAYOUT of the node.h that this package was written with
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ def load() -> Library | None:
         logger.warning("the node library is there, but cannot be loaded: %s", error)
         return None
     layout = getattr(module.lib, "HPC_LAYOUT", 1)
-    if layout != _LAYOUT:
+    if layout != LAYOUT:
         logger.warning(
             "the node library at %s is of another version of hpcinfer (layout %d, expected %d): ranks of a node talk"
-            " through the MPI; install hpcinfer again", module.__file__, layout, _LAYOUT,
+            " through the MPI; install hpcinfer again", module.__file__, layout, LAYOUT,
         )  # fmt: skip
         return None
     return Library(module.ffi, module.lib)

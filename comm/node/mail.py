@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcinfer.comm.node.library import Library
+from hpcinfer.errors import RankFailedError
 
 _HEADER = struct.Struct("qq")  # tag, bytes
-_SLICE_NS, _SHORT_SLICE_NS = 2_000_000, 100_000  # the short one while messages of ours wait to leave
+_SLICE_NS, _SHORT_SLICE_NS = 2_000_000, 100_000  # the short one while messages are under way: they move in between
 
 
 class Outgoing:
@@ -89,10 +90,14 @@ class Mail:
         channel: C side of it.
         size: ranks of the channel.
         while_waiting: called again and again while a rank waits; may raise.
+        is_busy: whether the MPI has messages to move on, too.
     """
 
-    def __init__(self, library: Library, channel: Any, size: int, while_waiting: Callable[[], None]) -> None:
-        self._ffi, self._lib, self._channel, self._while_waiting = library.ffi, library.lib, channel, while_waiting
+    def __init__(
+        self, library: Library, channel: Any, size: int, while_waiting: Callable[[], None], is_busy: Callable[[], bool]
+    ) -> None:
+        self._ffi, self._lib, self._channel = library.ffi, library.lib, channel
+        self._while_waiting, self._is_busy = while_waiting, is_busy
         self._outboxes: list[deque[Outgoing]] = [deque() for _ in range(size)]
         self._inboxes = [_Inbox() for _ in range(size)]
 
@@ -136,6 +141,14 @@ class Mail:
                 return [data]
         return []
 
+    def close(self) -> None:
+        """Let go of the channel: messages that have not left never will."""
+        self._channel = None
+
+    def slice_ns(self) -> int:
+        """How long a rank that waits may sleep before it looks after messages."""
+        return _SHORT_SLICE_NS if any(self._outboxes) or self._is_busy() else _SLICE_NS
+
     def push_all(self) -> None:
         """Let leave what can."""
         for peer, outbox in enumerate(self._outboxes):
@@ -176,8 +189,7 @@ class Mail:
         """
         while not is_done():
             self.push_all()
-            slice_ns = _SHORT_SLICE_NS if any(self._outboxes) else _SLICE_NS
-            if not self._lib.hpc_ring_wait(self._channel, peer, is_reading, slice_ns):
+            if not self._lib.hpc_ring_wait(self._open_channel(), peer, is_reading, self.slice_ns()):
                 self._while_waiting()
                 for other in range(len(self._inboxes)):
                     if other != peer or not is_reading:
@@ -222,4 +234,9 @@ class Mail:
             late.fill(whole)
 
     def _move(self, function: Any, peer: int, data: memoryview) -> int:
-        return int(function(self._channel, peer, self._ffi.from_buffer(data), len(data))) if len(data) else 0
+        return int(function(self._open_channel(), peer, self._ffi.from_buffer(data), len(data))) if len(data) else 0
+
+    def _open_channel(self) -> Any:
+        if self._channel is None:
+            raise RankFailedError("the channel of its node is closed")
+        return self._channel

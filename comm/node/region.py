@@ -96,8 +96,9 @@ def possible_geometries(size: int, room_bytes: int, slot_bytes: int) -> list[Geo
 
 
 def open_region(
-    group: Collectives, members: Sequence[int], geometries: Sequence[G], folder: str, library: Library | None
-) -> tuple[mmap.mmap, G] | None:
+    group: Collectives, members: Sequence[int], geometries: Sequence[G], folder: str, library: Library | None,
+    *, instead: str = "ranks of this node share nothing",
+) -> tuple[mmap.mmap, G] | None:  # fmt: skip
     """Share memory on every node of a group: the first geometry of which all ranks of all nodes have got their pages.
 
     Collective over the group. Others may take memory at the same time: whether there is enough is known when the pages
@@ -109,6 +110,7 @@ def open_region(
         geometries: what would be good on this node, best first; as many on all nodes.
         folder: where files are memory.
         library: None where there is none.
+        instead: what happens where memory cannot be shared, in the words of a warning.
 
     Returns:
         The memory and its geometry; None on every rank, if any rank has no library or cannot share memory.
@@ -119,12 +121,12 @@ def open_region(
         try:
             if library is not None and rank == 0:
                 path, problem = _tried(partial(create_file, folder, geometry), "")
-            there = group.all_gather_bytes(path.encode())[members[0]].decode()
-            if library is not None and there:
-                memory, problem = _tried(partial(map_file, library, there, geometry, rank), None)
+            path = group.all_gather_bytes(path.encode())[members[0]].decode()
+            if library is not None and path:
+                memory, problem = _tried(partial(map_file, library, path, geometry, rank), None)
             states = group.all_gather_bytes(b"none" if library is None else b"%d" % (memory is not None))
         finally:
-            _unlink(path)
+            _unlink(path)  # each member: the one that made it may be dead
         if memory is not None and set(states) == {b"1"}:
             return memory, geometry
         if memory is not None:
@@ -132,7 +134,7 @@ def open_region(
         if b"none" in states:
             return None
     if problem:
-        logger.warning("ranks of this node talk through the MPI, without shared memory: %s", problem)
+        logger.warning("%s, without shared memory: %s", instead, problem)
     return None
 
 
@@ -192,8 +194,9 @@ def remove_leftovers(folder: str) -> None:
     """Remove files of ranks of this user that died before all had mapped them. Not collective."""
     for entry in _ours(folder):
         found = _NAME.fullmatch(entry.name)
-        if found and int(found[1]) == _namespace() and _start_of(int(found[2])) != int(found[3]):
-            _unlink(entry.path)
+        with contextlib.suppress(OSError):  # what cannot be looked at may live
+            if found and int(found[1]) == _namespace() and _start_of(int(found[2])) != int(found[3]):
+                _unlink(entry.path)
 
 
 def _ours(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -217,10 +220,10 @@ def _namespace() -> int:
 def _start_of(pid: int) -> int:
     """When a process began, in ticks since boot; 0 if there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        data = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
-    return int(text.rpartition(")")[2].split()[19])
+    return int(data.rpartition(b")")[2].split()[19])
 
 
 def _up(number: int, multiple: int) -> int:

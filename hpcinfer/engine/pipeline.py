@@ -61,15 +61,16 @@ class Pipeline:
         self, operations: Operations, place: Place, max_tokens: int, allocate: Callable[[int], Array]
     ) -> None:
         self.replica, self.place, self._operations = operations.group, place, operations
-        self._max_tokens, self._allocate = max_tokens, allocate
+        self._max_tokens, self._allocate, self._token_bytes = max_tokens, allocate, allocate(1).nbytes
         self._sent = Outbox()
         self._own_results: deque[bytes] = deque()
         self._coming: tuple[Array, Pending] | None = None  # of the next micro-batch
 
     def receive_hidden(self, num_tokens: int) -> Array:
         """Take hidden states [num_tokens, D] from the same tp rank of the stage before."""
-        peer, room = self.replica.rank - self.place.tp, self._allocate(num_tokens)
-        if self._operations.is_near(peer, room.nbytes):
+        peer = self.replica.rank - self.place.tp
+        if self._operations.is_near(peer, num_tokens * self._token_bytes):
+            room = self._allocate(num_tokens)
             self._operations.receive(room, peer, _TAG_HIDDEN)
             return room
         whole, pending = self._coming or self._let_come()
@@ -86,6 +87,11 @@ class Pipeline:
         self._sent.turn()
         if self._coming is not None:
             self._coming[1].test()
+
+    def is_busy(self) -> bool:
+        """Whether messages are under way that move only while the MPI is called. Not collective."""
+        self._sent.turn()
+        return self._coming is not None or not self._sent.is_empty
 
     def _let_come(self) -> tuple[Array, Pending]:
         room = self._allocate(self._max_tokens)

@@ -64,11 +64,17 @@ class Replica:
     runner: Runner
     kv_cache_bytes: int  # of this rank
     num_blocks: int
+    operations: tuple[Operations, ...]  # of this rank's stage, and of all ranks: they share memory
 
     @property
     def is_leader(self) -> bool:
         """Whether this rank leads the replica."""
         return self.runner.pipeline.place.is_leader
+
+    def close(self) -> None:
+        """Give shared memory back when the replica is over for this rank, as after a death. Not collective."""
+        for each in self.operations:
+            each.close()
 
 
 def check_engine_options(options: EngineOptions) -> None:
@@ -155,12 +161,15 @@ def build_replica(
     sampler = Sampler(kernels, stage_ranks, config.vocab_size, store.grains, options.seed)
     place = Place(mesh.pp, mesh.tp, coord.pp, coord.tp)
     pipeline = Pipeline(all_ranks, place, hidden_shape[0], lambda tokens: kernels.empty((tokens, config.hidden_size)))
+    operations = stage_ranks, all_ranks
+    for each in operations:
+        each.watch(pipeline.is_busy)
     runner = Runner(stage, sampler, pipeline, config.eos_token_ids, metrics)
     limits = Limits(options.engine.max_num_seqs, options.engine.max_num_batched_tokens, _micro_batches(options, mesh))
     blocks = BlockManager(num_blocks, options.engine.block_size, reuse=options.engine.prefix_reuse)
     scheduler = Scheduler(limits, blocks, metrics)
     engine = Engine(scheduler, runner, metrics, debug_lockstep=options.engine.debug_lockstep)
-    return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks)
+    return Replica(engine, scheduler, runner, num_blocks * block_bytes, num_blocks, operations)
 
 
 def join_replica(world: Collectives, mesh: Mesh) -> Collectives:

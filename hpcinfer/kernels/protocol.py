@@ -145,6 +145,9 @@ class Kernels(Protocol):
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Array:
         """Cosines and sines of every position, [max_len, 2, H / 2] (see hpcinfer.kernels.rope)."""
 
+    def keeps_table(self, dtype: str) -> bool:
+        """Whether `prepare_table` goes on to use the memory of a table of this type, and makes no copy."""
+
     def prepare_table(self, table: Weight) -> Any:
         """Prepare a vocabulary table [G, U, D] for `embed`."""
 

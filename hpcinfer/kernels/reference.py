@@ -157,6 +157,10 @@ class ReferenceKernels:
             return prepare(weight.values, weight.dtype)
         return prepare_quantised(weight, weight.values.shape[2] if num_in is None else num_in)
 
+    def keeps_table(self, dtype: str) -> bool:
+        """Whether `prepare_table` makes no copy."""
+        return False
+
     def prepare_table(self, table: Weight) -> Tensor:
         """Prepare a vocabulary table [G, U, D]."""
         return torch.from_numpy(np.array(dequantise(table.values, table.dtype, table.scales)))

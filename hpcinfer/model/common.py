@@ -15,7 +15,9 @@ from hpcinfer.comm.node.library import load
 from hpcinfer.comm.node.region import FOLDER, PAGE, open_region
 from hpcinfer.comm.protocol import Collectives
 from hpcinfer.dtypes import STORAGE
+from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.distribution import Job, needed_units, unit_bytes
+from hpcinfer.model.weights_of import is_read_as_stored
 
 if TYPE_CHECKING:
     from hpcinfer.weights.reader import Store
@@ -28,7 +30,6 @@ class Commons(NamedTuple):
 
     names: frozenset[str]  # the same on all ranks
     arrays: dict[str, np.ndarray]  # of this rank
-    saved_bytes: int  # of memory, beside a copy for each rank: this rank's part
 
 
 class _Pages(NamedTuple):
@@ -48,6 +49,12 @@ class _Rows(NamedTuple):
 
     units: range
     ranks: tuple[int, ...]
+
+
+def keeps_table(store: Store, kernels: Kernels, dtype: str) -> bool:
+    """Whether the vocabulary table is used as stored, computing in this precision. Not collective."""
+    stored = store.parameters[_TABLE].dtype
+    return kernels.keeps_table(stored) and is_read_as_stored(dtype, stored)
 
 
 def has_commons(store: Store, job: Job) -> bool:
@@ -72,20 +79,18 @@ def open_commons(store: Store, job: Job, world: Collectives) -> Commons | None:
     here = [rank for rank, node in enumerate(job.nodes) if node == job.nodes[world.rank]]
     starts = [0, *accumulate(_up(len(each.units) * unit_bytes(store, _TABLE), PAGE) for each in rows)]
     wanted = _Pages(len(here), max(PAGE, _up(-(-starts[-1] // len(here)), PAGE)))
-    region = open_region(world, here, [wanted], FOLDER, load())
+    instead = "each rank of this node has a vocabulary table of its own"
+    region = open_region(world, here, [wanted], FOLDER, load(), instead=instead)
     if region is None:
         return None
     memory = np.frombuffer(region[0], np.uint8)
-    own = [(_array(store, memory[start:], len(each.units)), len(each.ranks))
+    own = [_array(store, memory[start:], len(each.units))
            for start, each in zip(starts, rows, strict=False) if world.rank in each.ranks]  # fmt: skip
-    saved = sum(array.nbytes * (count - 1) // count for array, count in own)
-    return Commons(frozenset({_TABLE}), {_TABLE: own[0][0]} if own else {}, saved)
+    return Commons(frozenset({_TABLE}), dict(zip([_TABLE], own, strict=False)))
 
 
 def _rows_by_node(store: Store, job: Job) -> dict[int, list[_Rows]]:
-    """Rows of the table that several ranks of a node hold; none of a table that is not used as stored."""
-    if store.parameters[_TABLE].dtype == "int4":
-        return {}
+    """Rows of the table that several ranks of a node hold."""
     holders: dict[tuple[int, range], list[int]] = {}
     for rank, plan in job.plans.items():
         if units := needed_units(job.config, plan, store.spec(_TABLE)):

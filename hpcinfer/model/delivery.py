@@ -22,7 +22,7 @@ from hpcinfer.dtypes import SCALES
 from hpcinfer.errors import HpcInferError, RankFailedError, RevokedError
 from hpcinfer.model.distribution import unit_bytes
 from hpcinfer.model.portions import Portion, Share
-from hpcinfer.model.transit import Coming, Leaving, Senders, Tags, Way
+from hpcinfer.model.transit import NUM_TAGS, PIECE_BYTES, Coming, Leaving, Senders, Tags, Way
 from hpcinfer.weights.reader import StoredArray, StoredWeight
 from hpcinfer.weights.schema import scale_name
 
@@ -38,7 +38,7 @@ _NAP_S = 0.0005  # between two looks at messages
 
 
 @dataclass
-class Traffic:
+class Moved:
     """What has moved so far."""
 
     bytes_read: int = 0  # in the store, when all is here
@@ -63,11 +63,13 @@ class Delivery:
         common: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.grains = store.config, store.grains
-        self.traffic = Traffic()
+        self.moved = Moved()
         self._store, self.group = store, group
         self.portions = tuple(portions)
         self._common = dict(common or {})
-        self._ahead = _ahead(store, portions)
+        self.common_bytes = sum(array.nbytes for array in self._common.values())
+        self._ahead, average = _ahead(store, portions), _average_bytes(store, portions)
+        self.room_bytes = min(self._ahead + 1, len(portions)) * average  # of memory, for what leaves and is prepared
         self._tags = Tags()
         self._senders = Senders(group, self._tags)
         self._coming: deque[Coming] = deque()
@@ -117,12 +119,13 @@ class Delivery:
             try:
                 self._run(readers)
             except BaseException as error:
+                self._error = error
                 readers.shutdown(wait=False, cancel_futures=True)
                 for way in (way for portion in self._coming for way in portion.ways):
                     way.give_up()
-                self._error = error
-        self.is_over = True
-        self._wake()
+            finally:
+                self.is_over = True
+                self._wake()
 
     def read(self, name: str, units: range | None = None) -> StoredArray:
         """Take all that this rank needs of a parameter; waits until it is here. Not collective."""
@@ -220,14 +223,14 @@ class Delivery:
             self._listen(way, readers)
         if way.reading is None and not way.receiving:
             if not way.share.is_told:
-                self.traffic.bytes_received += len(way.raw)
+                self.moved.bytes_received += len(way.raw)
                 for each in way.unit_reads():
                     self._store.keep(*each)
             return True
         if way.reading is None or not way.reading.done():
             return False
         way.reading.result()
-        self.traffic.last_read_s = time.monotonic() - self.start_s
+        self.moved.last_read_s = time.monotonic() - self.start_s
         if way.share.sender is not None:
             self._tags.spoil(way.share.sender, way.give_up())
         return True
@@ -256,7 +259,7 @@ class Delivery:
             pieces = way.pieces(is_told=rank in way.share.told)
             for piece, tag in zip(pieces, tags, strict=True):
                 portion.leaving.append(self.group.send(piece, rank, tag))
-        self.traffic.bytes_sent += len(way.raw) * len(way.share.receivers)
+        self.moved.bytes_sent += len(way.raw) * len(way.share.receivers)
 
     def _deliver(self, portion: Coming) -> None:
         self._leaving.append(Leaving(portion.leaving))
@@ -266,8 +269,8 @@ class Delivery:
         self._wake()
 
     def _note_end(self, bytes_read: int) -> None:
-        self.traffic.bytes_read = bytes_read
-        self.traffic.last_byte_s = time.monotonic() - self.start_s
+        self.moved.bytes_read = bytes_read
+        self.moved.last_byte_s = time.monotonic() - self.start_s
 
     def _has_room(self) -> bool:
         return self._num_leaving() < self._ahead and len(self._here) < self._ahead
@@ -298,7 +301,17 @@ class Delivery:
 
 
 def _ahead(store: Store, portions: Sequence[Portion]) -> int:
-    """How many portions of average size to have on their way."""
+    """How many portions of average size to have on their way: fewer than there are tags for their messages."""
+    most = max((sum(_num_pieces(store, share) for share in portion.shares) for portion in portions), default=0)
+    count = max(LEAST_AHEAD, min(MOST_AHEAD, _AHEAD_BYTES // max(1, _average_bytes(store, portions))))
+    return max(1, min(count, NUM_TAGS // max(1, most)))
+
+
+def _num_pieces(store: Store, share: Share) -> int:
+    """Messages to or from one rank, at most."""
+    return -(-unit_bytes(store, share.name) * len(share.units) // PIECE_BYTES)
+
+
+def _average_bytes(store: Store, portions: Sequence[Portion]) -> int:
     sizes = [unit_bytes(store, name) * len(units) for portion in portions for name, units in portion.needs.items()]
-    average = sum(sizes) // max(1, len(portions))
-    return max(LEAST_AHEAD, min(MOST_AHEAD, _AHEAD_BYTES // max(1, average)))
+    return sum(sizes) // max(1, len(portions))

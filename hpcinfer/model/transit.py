@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0  # of silence, until a rank that lives is not waited for any more
 PIECE_BYTES = 32 << 20  # of a message
+_SLOW_BYTES_PER_S = 10e6  # of a rank that reads a share before it sends it
 FIRST_TAG, NUM_TAGS = 64, 896  # free on a line: below are messages, from 1024 on groups that can lose members
 
 
@@ -152,7 +153,7 @@ class Senders:
         if way.take():
             self._heard[sender] = now
             self._silent.discard(sender)
-        elif now - max(self._heard.get(sender, 0.0), way.start) > PATIENCE_S:
+        elif now - max(self._heard.get(sender, 0.0), way.start) > PATIENCE_S + len(way.raw) / _SLOW_BYTES_PER_S:
             self._silent.add(sender)
             return False
         return True

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hpcinfer.config import ModelConfig
-from hpcinfer.dtypes import round_to, to_float32
+from hpcinfer.dtypes import SCALES, round_to, to_float32
 from hpcinfer.kernels.protocol import Array, AttentionShape, AttentionWeights, Kernels, Linear, MlpWeights, Weight
 from hpcinfer.model.shard import ShardPlan, head_layout, kv_heads
 
@@ -209,7 +209,7 @@ class _Reader:
     def weight(self, name: str, units: range) -> Weight:
         """A weight split over units; a quantised one stays as stored."""
         values, stored, scales = self.store.read_weight(f"{name}.weight", units)
-        if scales is not None or self.dtype in ("auto", "float32", stored):
+        if is_read_as_stored(self.dtype, stored):
             return Weight(values, stored, scales)
         return Weight(round_to(to_float32(values, stored), self.dtype), self.dtype)
 
@@ -220,6 +220,11 @@ class _Reader:
     def _float32(self, name: str, units: range | None) -> np.ndarray:
         values, stored = self.store.read(name, units)
         exact = to_float32(values, stored)
-        if self.dtype in ("auto", "float32", stored):
+        if is_read_as_stored(self.dtype, stored):
             return exact
         return to_float32(round_to(exact, self.dtype), self.dtype)
+
+
+def is_read_as_stored(dtype: str, stored: str) -> bool:
+    """Whether a weight of a stored type is not rounded: no narrower one was asked for. Quantised ones never are."""
+    return stored in SCALES or dtype in ("auto", "float32", stored)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
+from hpcinfer.agree import on_all
 from hpcinfer.comm.library import has_threads
 from hpcinfer.errors import RankFailedError, RevokedError
 from hpcinfer.kernels.protocol import Kernels
@@ -42,6 +43,7 @@ class JobLoading:
         self._store, self._layout = store, layout
         self._group: Collectives | None = None
         self._copies: _Copies | None = None
+        self._job: Job | None = None
         self._commons: Commons | None = None
         self._delivery: Delivery | None = None
         self._metrics = Metrics()  # those of `load`, from then on
@@ -51,35 +53,41 @@ class JobLoading:
         self._start_time = 0.0  # seconds since the epoch
         self._first_token_time: float | None = None  # seconds since the epoch
 
-    def begin(self, world: Collectives, line: MpiGroup | None) -> None:
-        """Tell each other what is staged. What fails on one rank alone fails in `load`.
+    def begin(self, world: Collectives, line: MpiGroup | None, *, keeps_table: bool = False) -> None:
+        """Tell each other what is staged, and share memory where ranks of a node hold the same.
 
-        Collective over the world. A death raises nothing where there is a line.
+        Collective over the world; fails on all ranks or on none. A death raises nothing where there is a line.
+
+        Args:
+            world: all ranks.
+            line: the same where they may die, else None.
+            keeps_table: whether the vocabulary table is used as stored (`hpcinfer.model.common`).
         """
         self._start_time = time.time()
         self._group = line or world.split(0, world.rank)  # messages of loading are apart from all others
         if self._store.has_stage:
             self._copies = _agreed(world, line, lambda: _gather_copies(self._store, world))
-        if has_commons(self._store, job := self._job(self._group)):
-            self._commons = _agreed(world, line, lambda: open_commons(self._store, job, world))
+        self._commons = _agreed(world, line, lambda: self._plan(world, keeps_table=keeps_table))
 
     def load(self, kernels: Kernels, metrics: Metrics, plan: ShardPlan, options: LoadOptions) -> ArrivingStage:
         """Let the weights of this rank come; returns at once where the MPI library may be called by several threads.
 
         Not collective.
         """
-        delivery, store = self._deliver(), self._store
+        assert self._group is not None, "begin comes first"
+        delivery, store = self._make_delivery(self._group), self._store
         self._metrics = metrics
-        saved = 0 if self._commons is None else self._commons.saved_bytes
-        self._stage = stage = ArrivingStage(
-            lambda: _parts(delivery, kernels, plan, options), len(plan.layers),
-            prepared_bytes(store, store.config, plan) - saved, metrics, delivery.start_s,
+        there = delivery.common_bytes * plan.is_first  # memory that is taken already
+        num_bytes = prepared_bytes(store, store.config, plan) + delivery.room_bytes - there
+        stage = ArrivingStage(
+            lambda: _parts(delivery, kernels, plan, options), len(plan.layers), num_bytes, metrics, delivery.start_s,
         )  # fmt: skip
-        self._held = HeldWeights(store.config, kernels, plan, stage)
-        stage.start()
-        if _has_own_thread(delivery.group):
+        if has_thread := _has_own_thread(delivery.group):
             delivery.start()
-        else:
+        self._delivery = delivery
+        stage.start()
+        self._stage, self._held = stage, HeldWeights(store.config, kernels, plan, stage)
+        if not has_thread:
             delivery.run()
         return stage
 
@@ -91,12 +99,16 @@ class JobLoading:
     def abandon(self) -> None:
         """Pass on what others need of this rank though its replica is not built: a member has died. Not collective."""
         group = self._group
-        if group is None or self._delivery is not None or not _has_own_thread(group):
+        if group is None or self._delivery is not None:
             return
         if any(group.rank in replica.members for replica in self._layout.replicas):
-            delivery = self._deliver()
+            delivery = self._make_delivery(group)
             delivery.pass_on()
-            delivery.start()
+            self._delivery = delivery
+            if _has_own_thread(group):
+                delivery.start()
+            else:
+                delivery.run()
 
     def held(self) -> HeldWeights | None:
         """What this rank has loaded, and what is still to come; None if that has not begun, or is over."""
@@ -122,16 +134,15 @@ class JobLoading:
 
         Not collective, but the others must do the same.
         """
-        if self._delivery is None:
-            return
         if self._stage is not None:
             self._stage.wait()
             if self._stage.error is not None and not isinstance(self._stage.error, RevokedError):
                 log.warning("weights that were not needed here did not come: %s", self._stage.error)
-        while not self._delivery.is_over:
-            with self._metrics.phase(WEIGHTS):
-                self._delivery.wait_for_change()
-        self._delivery.wait()
+        if self._delivery is not None:
+            while not self._delivery.is_over:
+                with self._metrics.phase(WEIGHTS):
+                    self._delivery.wait_for_change()
+            self._delivery.wait()
         with self._metrics.phase(STAGING):
             self._store.flush_stage()
         self._store.close()
@@ -148,28 +159,36 @@ class JobLoading:
         first_token_s = None if self._first_token_time is None else self._first_token_time - self._start_time
         stage = self._stage  # once: another thread may let go of it
         seconds = stage.seconds() if stage is not None else self._seconds
-        return {"began": self._start_time, **dataclasses.asdict(self._delivery.traffic), **seconds,
+        return {"began": self._start_time, **dataclasses.asdict(self._delivery.moved), **seconds,
                 "first_token_s": first_token_s}  # fmt: skip
 
-    def _deliver(self) -> Delivery:
-        """Plan what this rank reads, receives and sends."""
-        assert self._group is not None, "begin comes first"
-        job, arrays = self._job(self._group), {}
-        if self._commons is not None:
-            job, arrays = dataclasses.replace(job, common=self._commons.names), self._commons.arrays
-        runs = distribute(job, None if self._copies is None else self._copies.has)
-        self._delivery = Delivery(self._store, portions_of(job, runs, self._group.rank), self._group, arrays)
-        return self._delivery
+    def _plan(self, world: Collectives, *, keeps_table: bool) -> Commons | None:
+        """Find out who loads what. Collective over the world."""
+        job = self._job = on_all(world, self._make_job)
+        if not keeps_table or not has_commons(self._store, job):
+            return None
+        return open_commons(self._store, job, world)
 
-    def _job(self, group: Collectives) -> Job:
-        """Who loads what."""
-        store, nodes = self._store, [place.node for place in group.locations] if group.locations else range(group.size)
+    def _make_job(self) -> Job:
+        store, group = self._store, self._group
+        assert group is not None, f"{self._layout = }"
+        nodes = [place.node for place in group.locations] if group.locations else range(group.size)
         plans = {
             rank: shard_plan(store.config, store.grains, mesh, mesh.coord(place))
             for mesh, members in self._layout.replicas
             for place, rank in enumerate(members)
         }
         return job_of(store, plans, nodes)
+
+    def _make_delivery(self, group: Collectives) -> Delivery:
+        """Plan what this rank reads, receives and sends."""
+        job, commons = self._job or self._make_job(), self._commons
+        self._commons = None  # from now on the memory is the delivery's, and then the stage's
+        if commons is not None:
+            job = dataclasses.replace(job, common=commons.names)
+        runs = distribute(job, None if self._copies is None else self._copies.has)
+        arrays = None if commons is None else commons.arrays
+        return Delivery(self._store, portions_of(job, runs, group.rank), group, arrays)
 
 
 class _Copies:
@@ -190,16 +209,18 @@ def _agreed(world: Collectives, line: MpiGroup | None, work: Callable[[], T]) ->
 
     Collective over the world, as the work is.
     """
-    found, is_good = None, True
+    found, error = None, None
     try:
         found = work()
     except RankFailedError:
         if line is None:
             raise
         cast("World", world).revoke()  # where there is a line: nobody waits for this rank any more
-        is_good = False
-    if line is not None:
-        is_good = line.agree(is_good=is_good)
+    except Exception as caught:  # which the others know of
+        error = caught
+    is_good = found is not None if line is None else line.agree(is_good=found is not None)
+    if error is not None:
+        raise error
     return found if is_good else None
 
 

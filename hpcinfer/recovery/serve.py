@@ -12,6 +12,7 @@ from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.data.prepare import Preparation, Preparer
 from hpcinfer.engine.replica import Replica, ReplicaOptions, build_replica
 from hpcinfer.kernels.protocol import Kernels
+from hpcinfer.model.common import keeps_table
 from hpcinfer.model.weights_of import WeightSource
 from hpcinfer.partition.layout import Layout, ModelLimits
 from hpcinfer.partition.mesh import Mesh
@@ -71,7 +72,8 @@ class Serving:
             group: Collectives = world.split(index, key)
         elif place is not None:
             group = TolerantGroup(line, place.members, epoch=1)
-        self.loading.begin(world, line)
+        as_stored = keeps_table(self.store, self.kernels, self.options.dtype)
+        self.loading.begin(world, line, keeps_table=as_stored)
         if place is None:
             return None
         load = partial(self.loading.load, self.kernels, self.options.metrics)

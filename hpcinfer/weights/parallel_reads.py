@@ -91,6 +91,7 @@ class _Work:
         self.damages: list[Damage | None] = [None] * len(chunks)
         self._chunks = chunks
         self._missing = [len(chunk.raw) for chunk in chunks]
+        self._ends: dict[int, int] = {}  # of the file, as far as units find out
         self._lock = threading.Lock()
 
     def add(self, request: Request, done: int) -> None:
@@ -128,9 +129,11 @@ class _Work:
 
     def _cut_short(self, index: int, end: int) -> None:
         chunk = self._chunks[index]
-        found = f"the file ends after {max(0, end - chunk.start)} of {len(chunk.raw)} bytes of a chunk"
-        with self._lock:  # of several requests for one unit the first says where the file ends
-            self.damages[index] = self.damages[index] or Damage(found, "a whole file")
+        with self._lock:  # requests that begin behind the end of the file may come first
+            if self.damages[index] is None or index in self._ends:
+                end = self._ends[index] = min(end, self._ends.get(index, end))
+                found = f"the file ends after {max(0, end - chunk.start)} of {len(chunk.raw)} bytes of a chunk"
+                self.damages[index] = Damage(found, "a whole file")
 
 
 class _Descriptor:

@@ -1,13 +1,24 @@
 import json
 import os
+import time
 
 import pytest
 from thread_group import run_ranks
 
+from hpcinfer import __version__
 from hpcinfer.comm import calibration, form_table
-from hpcinfer.comm.calibration import calibrate, measure, measure_sums
-from hpcinfer.comm.form_table import load_selector, machine_signature, parse_table, read_table, table_path, write_table
-from hpcinfer.comm.node.library import load
+from hpcinfer.comm.calibration import calibrate, measure, measure_messages, measure_sums
+from hpcinfer.comm.form_table import (
+    describe_network,
+    load_selector,
+    machine_signature,
+    parse_table,
+    read_table,
+    table_path,
+    write_table,
+)
+from hpcinfer.comm.node.library import LAYOUT, load
+from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.selector import OPERATIONS, Point, Selector
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.partition.topology import Location
@@ -86,9 +97,32 @@ def test_all_ranks_choose_by_what_the_root_has_read(monkeypatch):
     assert load_selector(SerialGroup()) == Selector()
 
 
-def test_the_signature_says_processor_and_mpi():
+def test_the_signature_says_processor_and_network_and_code(monkeypatch):
+    monkeypatch.setattr(form_table, "describe_network", lambda: ["hsn0 200000"])
     signature = machine_signature(SerialGroup())
-    assert "CPUs" in signature and signature == machine_signature(SerialGroup())
+    assert "CPUs, hsn0 200000" in signature and signature == machine_signature(SerialGroup())
+    assert signature.endswith(f"hpcinfer {__version__}, " + (f"node library {LAYOUT}" if load() else "no node library"))
+
+
+def test_networks_are_told_by_interfaces_with_hardware_and_ports_of_the_fabric(tmp_path):
+    def interface(name, state, speed=None, *, has_hardware=False):
+        folder = tmp_path / "net" / name
+        (folder / "device" if has_hardware else folder).mkdir(parents=True)
+        (folder / "operstate").write_text(f"{state}\n")
+        if speed is not None:
+            (folder / "speed").write_text(f"{speed}\n")
+
+    assert describe_network(tmp_path) == ["no network"]
+    interface("lo", "unknown")
+    interface("veth1", "up", 10_000)
+    interface("tunnel", "unknown", -1)
+    assert describe_network(tmp_path) == ["tunnel", "veth1 10000"]
+    interface("hsn0", "up", 200_000, has_hardware=True)
+    interface("eno1", "down", has_hardware=True)
+    port = tmp_path / "infiniband" / "mlx5_0" / "ports" / "1"
+    port.mkdir(parents=True)
+    (port / "rate").write_text("100 Gb/sec (4X EDR)\n")
+    assert describe_network(tmp_path) == ["hsn0 200000", "mlx5_0 100 Gb/sec (4X EDR)"]
 
 
 def test_measuring_gives_every_form_a_time_the_same_on_all_ranks():
@@ -125,3 +159,27 @@ def test_calibration_covers_the_groups_of_all_even_meshes(monkeypatch):
     assert all(other == first for other in others)
     assert set(first) == {"2 anywhere", "3 anywhere", "6 anywhere"}
     assert first["2 anywhere"] == slower
+
+
+def test_messages_are_measured_between_two_neighbours_by_each_way_in_turn():
+    sent = {rank: [] for rank in range(5)}
+
+    def work(group):
+        group.locations = tuple(Location((), node, 0) for node in (0, 1, 1, 1, 2))
+
+        class Slow(Operations):
+            def send(self, buffer, peer, tag=0):
+                sent[self.rank].append((self, peer))
+                time.sleep(0.004)
+                return super().send(buffer, peer, tag)
+
+        ways = {"node": Slow(group), "mpi": Operations(group)}
+        curves = measure_messages(group, ways, [64, 256], 0.0)
+        assert all(operations is ways["node"] for operations, _ in sent[group.rank])
+        return curves
+
+    first, *others = run_ranks(5, work)
+    assert all(other == first for other in others)
+    assert [point.num_bytes for point in first["node"]] == [point.num_bytes for point in first["mpi"]] == [64, 256]
+    assert all(slow.seconds > 0.003 for slow in first["node"])
+    assert [[peer for _, peer in sent[rank]] for rank in range(5)] == [[], [2] * 40, [1] * 40, [], []]

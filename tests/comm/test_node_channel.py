@@ -4,6 +4,7 @@ import gc
 import random
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,3 +297,72 @@ def test_programs_run_on_arrays_of_one_process_with_or_without_the_library(monke
         out = np.empty(count, "f4")
         evaluate(case.program, case.nodes, [out])
         assert out.tobytes() == case.total.tobytes()
+
+
+def num_mapped():
+    """Regions that this process has mapped."""
+    return Path("/proc/self/maps").read_text().count("/hpcinfer-")
+
+
+def test_a_closed_channel_gives_its_memory_back_at_once_but_for_rooms_that_are_used():
+    def work(channel):
+        room = channel.room((100,))
+        sent = channel.send(bytes(3 << 20), 1 - channel.rank)
+        channel.barrier()
+        is_mapped = num_mapped() > before
+        channel.barrier()
+        channel.is_mpi_busy = channel.barrier  # a cycle
+        channel.close()
+        channel.close()
+        room[:] = 1.0
+        for again in (channel.barrier, sent.test, sent.wait, lambda: channel.room((100,))):
+            with pytest.raises(RankFailedError, match="closed"):
+                again()
+        return channel, is_mapped, room.sum()
+
+    gc.collect()
+    before = num_mapped()
+    gc.disable()
+    try:
+        channels, *facts = zip(*on_channel(2, work, room_bytes=400), strict=True)
+        assert facts == [(True, True), (100.0, 100.0)] and len(channels) == 2
+        assert num_mapped() == before
+    finally:
+        gc.enable()
+
+
+class Asked:
+    """The C library; notes for how long it was asked to wait."""
+
+    def __init__(self, lib, slices_ns):
+        self._lib, self._slices_ns = lib, slices_ns
+
+    def __getattr__(self, name):
+        function = getattr(self._lib, name)
+        if name not in ("hpc_continue", "hpc_ring_wait"):
+            return function
+        return lambda *arguments: (self._slices_ns.append(arguments[-1]), function(*arguments))[1]
+
+
+@pytest.mark.parametrize("wait_for", ["all", "message"])
+@pytest.mark.parametrize("why", ["nothing", "mpi", "work", "mail"])
+def test_who_waits_looks_often_while_messages_are_under_way(wait_for, why):
+    def work(channel):
+        if channel.rank == 1:
+            while len(slices_ns) < 4:
+                time.sleep(0.001)
+            channel.send(b"now", 0, 1)
+            channel.barrier()
+            return
+        channel._lib = channel._mail._lib = Asked(channel._lib, slices_ns)
+        channel.is_mpi_busy = (lambda: True) if why == "mpi" else None
+        channel.while_waiting = (lambda: True) if why == "work" else None
+        if why == "mail":
+            channel.send(bytes(3 << 20), 1, 2)
+        if wait_for == "message":
+            channel.receive(bytearray(3), 1, 1)
+        channel.barrier()
+
+    slices_ns = []
+    on_channel(2, work)
+    assert set(slices_ns[1:4]) == {2_000_000 if why == "nothing" else 100_000}

@@ -16,8 +16,9 @@ from hpcinfer.comm.node import channel, region
 from hpcinfer.comm.node import library as library_module
 from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.library import load
-from hpcinfer.comm.node.region import FOLDER, Geometry, create_file, map_file, remove_leftovers
+from hpcinfer.comm.node.region import FOLDER, Geometry, create_file, map_file, open_region, remove_leftovers
 from hpcinfer.comm.serial import SerialGroup
+from hpcinfer.errors import RankFailedError
 
 SMALL = Geometry(2, 4096, 0, 4096)
 
@@ -90,7 +91,8 @@ def test_pages_that_another_job_takes_first_make_the_region_smaller_on_all_ranks
     assert not ours() and not caplog.records
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: reserve_little(0, 1, 1 << 30))
     assert run_ranks(2, lambda group: NodeChannel.open(group, range(2))) == [None, None]
-    assert "without shared memory" in caplog.text and "No space left" in caplog.text and not ours()
+    assert "talk through the MPI, without shared memory" in caplog.text and "No space left" in caplog.text
+    assert not ours()
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_without_the_library_there_is_no_channel(monkeypatch):
 
 
 def test_a_library_of_another_version_is_refused_with_a_word(monkeypatch, caplog):
-    for stale in (SimpleNamespace(HPC_LAYOUT=library_module._LAYOUT + 1), SimpleNamespace()):
+    for stale in (SimpleNamespace(HPC_LAYOUT=library_module.LAYOUT + 1), SimpleNamespace()):
         module = SimpleNamespace(ffi=None, lib=stale, __file__="_node.so")
         monkeypatch.setattr(library_module.importlib, "import_module", lambda *_, module=module: module)
         assert load.__wrapped__() is None
@@ -195,3 +197,37 @@ def test_only_what_dead_ranks_of_this_user_have_left_is_removed(tmp_path):
         path.touch()
     remove_leftovers(str(tmp_path))
     assert set(tmp_path.iterdir()) == {alive, elsewhere, strange}
+
+
+def test_a_rank_that_cannot_be_looked_at_is_not_taken_for_dead(tmp_path, monkeypatch):
+    path, read = Path(create_file(str(tmp_path), SMALL)), Path.read_bytes
+    for error, is_there in ((PermissionError, True), (OSError, True), (ProcessLookupError, False)):
+
+        def fail(self, error=error):
+            if self.name == "stat":
+                raise error
+            return read(self)
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
+        remove_leftovers(str(tmp_path))
+        assert path.exists() == is_there
+
+
+def test_any_member_removes_the_name_when_the_one_that_made_it_has_died(library, name):
+    def all_gather_bytes(data):
+        if data:
+            raise RankFailedError("rank 0 has died")
+        return [str(name).encode(), b""]
+
+    with pytest.raises(RankFailedError):
+        open_region(SimpleNamespace(rank=1, all_gather_bytes=all_gather_bytes), [0, 1], [SMALL], FOLDER, library)
+    assert not name.exists()
+
+
+def test_too_little_memory_for_a_channel_is_an_error_and_no_crash(library, name):
+    def new(*_):
+        return library.ffi.NULL
+
+    poor = library_module.Library(library.ffi, SimpleNamespace(hpc_channel_new=new))
+    with pytest.raises(MemoryError):
+        NodeChannel(poor, (map_file(library, str(name), SMALL, 0), SMALL), 0, (0, 0), lambda: None)

@@ -96,3 +96,14 @@ def test_a_form_that_is_asked_for_is_taken_with_as_many_levels_as_there_are(want
 def test_groups_of_one_shape_share_measurements(nodes, switches, shape):
     assert shape_of(locations_of(nodes, switches), len(nodes)) == shape
     assert shape_of(None, 4) == "4 anywhere"
+
+
+def test_ways_that_are_alike_are_chosen_as_if_nothing_had_been_measured():
+    def way_of(node_s, mpi_s, size):
+        curves = {"node": [Point(1000, node_s)], "mpi": [Point(1000, mpi_s)]}
+        return Selector(table={"2": {"send": curves}}).way_chooser(PAIRS[:2], 2)("send", size)
+
+    assert [way_of(1.0, 1.09, size) for size in (1000, 1 << 20)] == ["node", "mpi"]
+    assert [way_of(1.09, 1.0, size) for size in (1000, 1 << 20)] == ["node", "mpi"]
+    assert [way_of(1.0, 1.2, size) for size in (1000, 1 << 20)] == ["node", "node"]
+    assert [way_of(1.2, 1.0, size) for size in (1000, 1 << 20)] == ["mpi", "mpi"]

@@ -5,11 +5,12 @@ from models import make_tiny_model
 from thread_group import run_ranks
 
 from hpcinfer.comm.launcher import Launch
+from hpcinfer.comm.node.library import load
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions
 from hpcinfer.engine import replica as replica_module
 from hpcinfer.engine.replica import ReplicaOptions, build_replica, check_engine_options
-from hpcinfer.errors import ConfigError
+from hpcinfer.errors import ConfigError, RankFailedError
 from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.partition.topology import Location
@@ -70,3 +71,27 @@ def test_weights_that_need_more_than_there_is_leave_nothing(monkeypatch):
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(replica_module, "psutil", memory)
     assert replica_module._free_memory(SerialGroup(), 2000) == 0
+
+
+def test_a_replica_looks_after_the_mpi_while_it_waits_in_memory_and_gives_the_memory_back(tmp_path):
+    if load() is None:
+        pytest.skip("the node library was not built")
+    convert(make_tiny_model(tmp_path / "model", "llama"), tmp_path / "store", SerialGroup())
+    options = ReplicaOptions(EngineOptions(kv_cache_memory="2MiB"), "float32", 64, seed=0)
+
+    def work(group):
+        stage = group.split(group.rank // 2, group.rank)
+        group.locations, stage.locations = (Location((), 0, 0),) * 4, (Location((), 0, 0),) * 2
+        group.split = lambda color, key: stage
+        store, kernels = Store.open(tmp_path / "store"), create_kernels("reference")
+        replica = build_replica(group, Mesh(1, 2, 2), store, kernels, options)
+        channels = [each.channel for each in replica.operations]
+        assert channels[0] is replica.runner.stage.reducer.channel is not channels[1]
+        assert all(each.is_mpi_busy == replica.runner.pipeline.is_busy for each in channels)
+        channels[1].barrier()
+        replica.close()
+        for each in channels:
+            with pytest.raises(RankFailedError, match="closed"):
+                each.barrier()
+
+    assert run_ranks(4, work) == [None] * 4

@@ -86,8 +86,8 @@ def load(path, layout, group, nodes=None):
         found = take_all(one)
         one.wait()
         assert_right(path, layout, group.rank, found)
-        assert one.traffic.bytes_read == store.bytes_read
-        return units, one.traffic
+        assert one.moved.bytes_read == store.bytes_read
+        return units, one.moved
 
 
 def all_units(path):
@@ -133,7 +133,7 @@ def test_table_is_in_memory_once_for_ranks_of_a_node_that_hold_the_same(path, me
                 units = needed_units(store.config, plan, store.spec("embed_tokens.weight"))
                 first = store.read("embed_tokens.weight", units).values
                 changed = np.flatnonzero((table != first).reshape(len(table), -1)[0]).tolist()
-                return nodes[group.rank], units, changed, one.traffic.bytes_received
+                return nodes[group.rank], units, changed, one.moved.bytes_received
             return None
 
     results = run_ranks(len(nodes), load_table)
@@ -203,7 +203,7 @@ def test_who_wants_nothing_any_more_still_serves_the_others(path):
             one.wait()
             with pytest.raises(HpcInferError, match="not wanted"):
                 take_all(one)
-            return None, one.traffic
+            return None, one.moved
 
     (units, got), (_, given) = run_ranks(2, serve)
     assert 0 < got.bytes_received == given.bytes_sent and len(units) < len(all_units(path))

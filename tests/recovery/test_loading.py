@@ -7,7 +7,6 @@ import pytest
 from models import make_tiny_model
 from thread_group import run_ranks
 
-from hpcinfer.agree import on_all
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.errors import HpcInferError, PeerError, RankFailedError, RevokedError
 from hpcinfer.kernels import create_kernels
@@ -118,10 +117,8 @@ def test_what_fails_on_one_rank_fails_where_all_hear_of_it(path, monkeypatch):
     def work(group):
         threading.current_thread().name = "sick" if group.rank == 1 else "healthy"
         store, loading = start(path, group)
-        loading.begin(group, None)
-        group.split(0, group.rank)
         try:
-            on_all(group, lambda: load(store, loading, Sick()))
+            loading.begin(group, None)
         finally:
             loading.stop()
 
@@ -202,7 +199,8 @@ def test_a_death_while_copies_are_told_leaves_nobody_waiting(path):
 
     def work(group):
         with Store.open(path) as store:
-            return module._gather_copies(store, Group(group.rank, revoked), Line(meeting))
+            there = Group(group.rank, revoked)
+            return module._agreed(there, Line(meeting), lambda: module._gather_copies(store, there))
 
     assert in_time(work) == [None, None]
 

@@ -118,6 +118,10 @@ class NativeKernels:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
         return rope_table(max_len, head_size, theta, scaling)
 
+    def keeps_table(self, dtype: str) -> bool:
+        """Whether `prepare_table` makes no copy."""
+        return dtype != "int4"
+
     def prepare_table(self, table: Weight) -> _Table:
         """Keep a vocabulary table [G, U, D] as stored."""
         if table.dtype == "int4":

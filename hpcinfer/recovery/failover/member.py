@@ -241,6 +241,7 @@ class Member:
         self._state = observe(self._replica, old.epoch, self._leadership.part, self._state)
         if self._replica is not None:
             self._held = self._weights_of(self._replica)
+            self._replica.close()
         self._replica = None
         offer = replace(self._state, free_bytes=free_memory()).to_bytes()
         self._view = regroup(self._line, old, offer, self._decide)
