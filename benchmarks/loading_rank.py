@@ -22,10 +22,10 @@ from hpcinfer.weights.requests import Request
 class Counted(JobLoading):
     """Also counts what the system has read for this process."""
 
-    def begin(self, *arguments: Any) -> None:
+    def begin(self, *arguments: Any, **options: Any) -> None:
         """Begin, and remember what was read before."""
         self._read_before = read_bytes()
-        super().begin(*arguments)
+        super().begin(*arguments, **options)
 
     def report(self) -> dict[str, Any]:
         """Add the count."""
@@ -45,7 +45,7 @@ class Complete(Counted):
 class Alone(Counted):
     """Each rank reads all that it needs, and begins when it has it: what a loader does that knows no other ranks."""
 
-    def begin(self, *arguments: Any) -> None:
+    def begin(self, *arguments: Any, **options: Any) -> None:
         """Begin alone."""
         self._start_time, self._read_before = time.time(), read_bytes()
 
