@@ -1,5 +1,6 @@
 """Jobs as subprocesses: start hpcinfer on N ranks, wait for it with a time limit, kill it with all its ranks."""
 
+import atexit
 import functools
 import os
 import re
@@ -132,9 +133,13 @@ def fault_tolerance() -> tuple[str, ...]:
 
 
 def mpi_environment() -> dict[str, str]:
-    """Settings for many ranks on few cores."""
+    """Settings for many ranks on few cores, and a new folder for Open MPI's launcher.
+
+    A killed launcher leaves `ompi.PID` behind, and the next one with the same process id refuses to start ("The PMIx
+    server's listener thread failed to start"): where ids end at 32,768 and tests kill launchers, that happens.
+    """
     settings = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_mpi_yield_when_idle": "1",
-                "OMP_NUM_THREADS": "1"}
+                "OMP_NUM_THREADS": "1", "PRTE_MCA_prte_tmpdir_base": tempfile.mkdtemp(dir=_launchers())}
     if os.geteuid() == 0:
         names = ("PRTE_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT")
         settings.update({name + end: "1" for name in names for end in ("", "_CONFIRM")})
@@ -191,6 +196,13 @@ def kill_processes(processes: list[psutil.Process]) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=10)
+
+
+@functools.cache
+def _launchers() -> str:
+    folder = tempfile.mkdtemp(prefix="hpcinfer-mpi-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from jobs import CompletedRun, Job, fault_tolerance, run_job, start_job, wait_un
 
 NUM_ROWS = 720
 FLAGS = ("--seed", "5", "--lease-timeout", "30")
-SLOWLY = ("--max-num-seqs", "2")  # so that there is time to stop a job; changes no result
+SLOWLY = ("--max-num-seqs", "3")  # time to stop a job, with a row in the middle; changes no result
 BUSY_S = 5  # that a busy machine may take longer
 STOPPED = re.compile(r"stopped early \((.+?)\): (\d+) of (\d+) rows are finished(?:, (\d+) more are kept)?")
 RESUME = "the same command goes on, with any number of ranks"
