@@ -51,16 +51,18 @@ def is_fault_tolerant() -> bool:
 
 
 def has_threads() -> bool:
-    """Whether several threads may call the MPI library of this process, which has been started.
+    """Whether several threads may call the MPI library of this process, which has been started if there are ranks.
 
     Open MPI's own messaging over TCP says so, but stands still now and then when two do (in a fourth of the starts on
     two hosts, 5.0.11; never on one): between nodes it counts as one that they may not call.
 
     Not collective.
     """
+    launch = read_launch()
+    if launch.size == 1:
+        return True  # there is no MPI
     from mpi4py import MPI
 
-    launch = read_launch()
     is_sound = launch.local_size == launch.size or MPI.get_vendor()[0] != "Open MPI" or _transport() not in ("ob1", "")
     return is_sound and bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
 

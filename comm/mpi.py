@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from mpi4py import MPI
 
-from hpcinfer.comm.library import is_fault_tolerant
+from hpcinfer.comm.library import has_threads, is_fault_tolerant
 from hpcinfer.comm.protocol import Buffer, Pending
 from hpcinfer.comm.waiting import Pause, wait_for
 from hpcinfer.errors import RankFailedError, RevokedError
@@ -126,12 +126,13 @@ class MpiGroup:
         self.size: int = comm.Get_size()
         self.locations = None if parent is None else parent._locations_of(comm)
         self.is_tolerant = is_fault_tolerant()
+        self._has_threads = has_threads()
         self._failed: frozenset[int] = frozenset()
 
     @_translated
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self._comm.Barrier()
+        self._take_part("Barrier")
 
     @_translated
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
@@ -140,32 +141,33 @@ class MpiGroup:
         if self.rank == root:
             assert own is not None, "root must give bytes"
             length[:] = len(own).to_bytes(8, "little")
-        self._comm.Bcast([length, MPI.BYTE], root)
+        self._take_part("Bcast", [length, MPI.BYTE], root)
         buffer = bytearray(int.from_bytes(length, "little") if own is None else own)
-        self._comm.Bcast([buffer, MPI.BYTE], root)
+        self._take_part("Bcast", [buffer, MPI.BYTE], root)
         return bytes(buffer)
 
     @_translated
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
         lengths = bytearray(8 * self.size)
-        self._comm.Allgather([len(data).to_bytes(8, "little"), MPI.BYTE], [lengths, MPI.BYTE])
+        self._take_part("Allgather", [len(data).to_bytes(8, "little"), MPI.BYTE], [lengths, MPI.BYTE])
         counts = [int.from_bytes(lengths[8 * r : 8 * r + 8], "little") for r in range(self.size)]
         starts = [0, *accumulate(counts)]
         buffer = bytearray(starts[-1])
-        self._comm.Allgatherv([data, MPI.BYTE], [buffer, counts, starts[:-1], MPI.BYTE])
+        self._take_part("Allgatherv", [data, MPI.BYTE], [buffer, counts, starts[:-1], MPI.BYTE])
         return [bytes(buffer[starts[r] : starts[r + 1]]) for r in range(self.size)]
 
     @_translated
     def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank."""
-        self._comm.Allgatherv([send, counts[self.rank], MPI.FLOAT], [receive, counts, _starts(counts), MPI.FLOAT])
+        whole = [receive, counts, _starts(counts), MPI.FLOAT]
+        self._take_part("Allgatherv", [send, counts[self.rank], MPI.FLOAT], whole)
 
     @_translated
     def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into root's `receive`."""
         into = [receive, counts, _starts(counts), MPI.FLOAT] if self.rank == root else None
-        self._comm.Gatherv([send, counts[self.rank], MPI.FLOAT], into, root)
+        self._take_part("Gatherv", [send, counts[self.rank], MPI.FLOAT], into, root)
 
     def send(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiPending:
         """Start sending a contiguous buffer; to a dead rank it is lost."""
@@ -180,7 +182,10 @@ class MpiGroup:
     @_translated
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
-        self._comm.Recv(buffer, peer, tag)
+        if self._has_threads:
+            self._comm.Recv(buffer, peer, tag)
+        else:
+            self.start_receive(buffer, peer, tag).wait()
 
     @_translated
     def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiReceive:
@@ -265,6 +270,13 @@ class MpiGroup:
     def shrink(self) -> "MpiGroup":
         """Make the group of those that live, in the same order. Collective over them; works on a revoked group."""
         return MpiGroup(self._comm.Shrink(), self)
+
+    def _take_part(self, verb: str, *args: object) -> None:
+        """Take part in a collective; where one thread sees to all messages, to those of others meanwhile, too."""
+        if self._has_threads:
+            getattr(self._comm, verb)(*args)
+        else:
+            MpiReceive(getattr(self._comm, f"I{verb.lower()}")(*args), args).wait()
 
     def _locations_of(self, comm: MPI.Comm) -> tuple[Location, ...] | None:
         """Locations of the ranks of a communicator that was made of this one."""

@@ -1,6 +1,7 @@
 """How a rank waits for messages: without holding a core that another one may need."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,32 @@ _NAP_SHARE, _NAP_S = 1 / 16, 0.0002  # a nap is this part of what has been waite
 _LOOKS = 20  # at the first message, before the others are looked at, too: a rank that one of them is of may have died
 
 
+_meanwhile: dict[Callable[[], bool], int] = {}  # what goes on while this process waits, and its thread
+
+
+def work_meanwhile(turn: Callable[[], bool]) -> None:
+    """Have this called again and again while this thread waits for messages, until it says that nothing is left to do.
+
+    So messages of other work move where one thread has to see to all of them. Not collective.
+
+    Args:
+        turn: must neither wait nor raise.
+    """
+    _meanwhile[turn] = threading.get_ident()
+
+
+def is_working_meanwhile() -> bool:
+    """Whether something is to be called again and again. Not collective."""
+    return bool(_meanwhile)
+
+
+def turn_meanwhile() -> None:
+    """Call it, where no message is waited for. Not collective."""
+    for turn, thread in list(_meanwhile.items()):
+        if thread == threading.get_ident() and not turn():
+            del _meanwhile[turn]
+
+
 class Pause:
     """What to do between two looks for a message: give the core away, and nap when it is long in coming."""
 
@@ -20,6 +47,8 @@ class Pause:
 
     def __call__(self) -> None:
         """Pass a moment."""
+        if _meanwhile:
+            turn_meanwhile()
         waited = time.monotonic() - self._start
         if waited < _SPIN_S:
             os.sched_yield()

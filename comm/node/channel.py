@@ -23,6 +23,7 @@ from hpcinfer.comm.node.mail import Incoming, Mail, Outgoing
 from hpcinfer.comm.node.patience import own_cpus, patience_for, watch
 from hpcinfer.comm.node.region import FOLDER, Geometry, open_region, possible_geometries
 from hpcinfer.comm.protocol import Buffer, Collectives
+from hpcinfer.comm.waiting import is_working_meanwhile, turn_meanwhile
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.tree_program import TreeProgram
 
@@ -250,6 +251,7 @@ class NodeChannel:
     def _while_waiting(self) -> None:
         try:
             self._mail.push_all()
+            turn_meanwhile()
             self._check()
             self._is_at_work = self.while_waiting is not None and bool(self.while_waiting())
         except BaseException:
@@ -257,7 +259,8 @@ class NodeChannel:
             raise
 
     def _is_busy(self) -> bool:
-        return self._is_at_work or (self.is_mpi_busy is not None and self.is_mpi_busy())
+        is_mpi_busy = self.is_mpi_busy is not None and self.is_mpi_busy()
+        return self._is_at_work or is_mpi_busy or is_working_meanwhile()
 
     def _open_channel(self) -> Any:
         if self._is_broken:

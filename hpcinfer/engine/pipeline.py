@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.outbox import Outbox
 from hpcinfer.comm.protocol import Pending
+from hpcinfer.comm.waiting import turn_meanwhile
 from hpcinfer.kernels.protocol import Array
 
 _TAG_HIDDEN, _TAG_RESULTS, _TAG_RECORD = 11, 12, 13
@@ -84,6 +85,7 @@ class Pipeline:
 
     def turn(self) -> None:
         """Let messages move on: an MPI without threads of its own works only while it is called. Not collective."""
+        turn_meanwhile()
         self._sent.turn()
         if self._coming is not None:
             self._coming[1].test()

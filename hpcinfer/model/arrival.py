@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Any, overload
 
+from hpcinfer.comm.waiting import is_working_meanwhile, turn_meanwhile
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import STORAGE
 from hpcinfer.model.distribution import needed_units
@@ -18,7 +19,7 @@ from hpcinfer.report.metrics import WEIGHTS, Metrics
 if TYPE_CHECKING:
     from hpcinfer.weights.reader import Store
 
-_LOOK_S = 0.02
+_LOOK_S, _SHORT_S = 0.02, 0.0005
 
 
 class ArrivingStage:
@@ -105,12 +106,16 @@ class ArrivingStage:
     def _has_come(self, index: int) -> bool:
         """Wait for a part, in a phase for each that comes: the watchdog sees progress. False if it has failed."""
         while len(self._parts) <= index and self._error is None:
-            with self._metrics.phase(WEIGHTS), self._change:
+            with self._metrics.phase(WEIGHTS):
                 self._wait_for_next(len(self._parts))
         return len(self._parts) > index
 
     def _wait_for_next(self, seen: int) -> None:
-        while not self._change.wait_for(lambda: len(self._parts) > seen or self._error is not None, _LOOK_S):
+        while len(self._parts) == seen and self._error is None:
+            with self._change:
+                look_s = _SHORT_S if is_working_meanwhile() else _LOOK_S
+                self._change.wait_for(lambda: len(self._parts) > seen or self._error is not None, look_s)
+            turn_meanwhile()
             self.while_waiting()
 
     def _run(self) -> None:

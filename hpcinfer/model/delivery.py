@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Condition, Thread
@@ -51,6 +51,8 @@ class Moved:
 class Delivery:
     """Reads, sends and receives, in one thread; gives the weights to another one, parameter by parameter.
 
+    It sees to its messages in a thread of its own (`start`), or whenever `turn` is called.
+
     Args:
         store: which is read.
         portions: of this rank, see `hpcinfer.model.distribution`.
@@ -81,24 +83,38 @@ class Delivery:
         self._is_wanted = True  # by this rank itself
         self._is_stopped = False
         self._error: BaseException | None = None
+        self._rest = deque(self.portions)
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reading weights")
+        self._bytes_before = store.bytes_read
         self._thread: Thread | None = None
         self.start_s = time.monotonic()
 
     def start(self) -> None:
         """Do all of it in another thread. Not collective."""
-        self._thread = Thread(target=self.run, name="weights", daemon=True)
+        self._thread = Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until that thread has come to its end. Not collective."""
-        if self._thread is not None:
-            self._thread.join()
+    def turn(self) -> bool:
+        """Move what can move now; what fails, fails whoever reads. Returns whether anything is left to do.
+
+        Not collective, but the others do the same.
+        """
+        if not self.is_over:
+            self._try_to_move()
+        return not self.is_over
 
     def wait_for_change(self) -> None:
         """Wait until something has moved, or all is over. Not collective."""
+        if self._thread is None:
+            return self._pass_moment()
         with self._change:
             seen = self._num_changes
             self._change.wait_for(lambda: self._num_changes != seen or self.is_over)
+
+    def wait(self) -> None:
+        """Wait until all is over. Not collective, but the others do the same."""
+        while not self.is_over:
+            self.wait_for_change()
 
     def pass_on(self) -> None:
         """Give this rank nothing more: only others are served from now on. Not collective."""
@@ -112,20 +128,6 @@ class Delivery:
         self._is_stopped = True
         self.pass_on()
         self.wait()
-
-    def run(self) -> None:
-        """Do all of it; what fails, fails whoever reads. Not collective, but the others do the same."""
-        with ThreadPoolExecutor(2, thread_name_prefix="reading weights") as readers:
-            try:
-                self._run(readers)
-            except BaseException as error:
-                self._error = error
-                readers.shutdown(wait=False, cancel_futures=True)
-                for way in (way for portion in self._coming for way in portion.ways):
-                    way.give_up()
-            finally:
-                self.is_over = True
-                self._wake()
 
     def read(self, name: str, units: range | None = None) -> StoredArray:
         """Take all that this rank needs of a parameter; waits until it is here. Not collective."""
@@ -152,40 +154,58 @@ class Delivery:
     def _portion_with(self, name: str) -> dict[str, np.ndarray] | None:
         return next((portion for portion in self._here if name in portion), None)
 
-    def _run(self, readers: ThreadPoolExecutor) -> None:
-        before, rest, coming = self._store.bytes_read, deque(self.portions), self._coming
-        while rest or coming:
-            self._check()
-            seen, has_moved = self._num_changes, False
-            if rest and len(coming) < self._ahead and self._has_room():
-                coming.append(self._begin(rest.popleft(), readers))
-                has_moved = True
-            for portion in coming:
-                has_moved |= self._move(portion, readers)
-            while coming and coming[0].is_here:
-                portion = coming.popleft()
-                if not (rest or coming):
-                    self._note_end(self._store.bytes_read - before)
-                self._deliver(portion)
-            if not has_moved:
-                self._pause(seen, coming)
-        self._see_off()
+    def _run(self) -> None:
+        while not self.is_over:
+            self._pass_moment()
 
-    def _check(self) -> None:
+    def _pass_moment(self) -> None:
+        """Move what can move, or wait for a moment if nothing can."""
+        seen = self._num_changes
+        if not self.is_over and not self._try_to_move():
+            self._pause(seen)
+
+    def _try_to_move(self) -> bool:
+        has_moved = False
+        try:
+            has_moved = self._move_all()
+        except BaseException as error:
+            self._error = error
+            for way in (way for portion in self._coming for way in portion.ways):
+                way.give_up()
+        if self._error is not None or not (self._rest or self._coming or self._num_leaving()):
+            self._readers.shutdown(wait=self._error is None, cancel_futures=True)
+            self.is_over = True
+            self._wake()
+        return has_moved
+
+    def _move_all(self) -> bool:
+        """Look after all that is on its way; returns whether something has moved."""
         if self._is_stopped:
             raise HpcInferError("loading was stopped")
+        rest, coming, has_moved = self._rest, self._coming, False
+        if rest and len(coming) < self._ahead and self._has_room():
+            coming.append(self._begin(rest.popleft()))
+            has_moved = True
+        for portion in coming:
+            has_moved |= self._move(portion)
+        while coming and coming[0].is_here:
+            portion = coming.popleft()
+            if not (rest or coming):
+                self._note_end(self._store.bytes_read - self._bytes_before)
+            self._deliver(portion)
+        return has_moved
 
-    def _begin(self, portion: Portion, readers: ThreadPoolExecutor) -> Coming:
+    def _begin(self, portion: Portion) -> Coming:
         """Make room for a portion, let what others send come, and start to read the rest."""
         arrays = {name: self._common.pop(name) if name in self._common else self._store.empty(name, len(units))
                   for name, units in portion.needs.items()}  # fmt: skip
         ways = [self._way(share, arrays[share.name], portion.needs[share.name]) for share in portion.shares]
         own = [way for way in ways if way.share.sender is None]
         if own:
-            self._read(own, readers)
+            self._read(own)
         for way in ways:
             if way.share.sender is not None:
-                self._receive(way, way.share.sender, readers)
+                self._receive(way, way.share.sender)
         return Coming(arrays, ways)
 
     def _way(self, share: Share, values: np.ndarray, needs: range) -> Way:
@@ -196,31 +216,31 @@ class Delivery:
             way.tags[rank] = self._tags.following(self.group.rank, rank, count)
         return way
 
-    def _read(self, ways: Sequence[Way], readers: ThreadPoolExecutor) -> None:
-        reading = readers.submit(self._store.read_into, [unit for way in ways for unit in way.unit_reads()])
+    def _read(self, ways: Sequence[Way]) -> None:
+        reading = self._readers.submit(self._store.read_into, [unit for way in ways for unit in way.unit_reads()])
         reading.add_done_callback(lambda _: self._wake())
         for way in ways:
             way.reading = reading
 
-    def _receive(self, way: Way, sender: int, readers: ThreadPoolExecutor) -> None:
+    def _receive(self, way: Way, sender: int) -> None:
         try:
             if not self._senders.let_come(way, sender):
-                self._read([way], readers)
+                self._read([way])
         except RankFailedError as error:
-            self._give_up(way, error, readers)
+            self._give_up(way, error)
 
-    def _move(self, portion: Coming, readers: ThreadPoolExecutor) -> bool:
+    def _move(self, portion: Coming) -> bool:
         """Look whether something has come; pass it on."""
         has_moved = False
         for way in portion.ways:
-            if not way.is_here and self._has_come(way, readers):
+            if not way.is_here and self._has_come(way):
                 way.is_here = has_moved = True
                 self._send(way, portion)
         return has_moved
 
-    def _has_come(self, way: Way, readers: ThreadPoolExecutor) -> bool:
+    def _has_come(self, way: Way) -> bool:
         if way.receiving:
-            self._listen(way, readers)
+            self._listen(way)
         if way.reading is None and not way.receiving:
             if not way.share.is_told:
                 self.moved.bytes_received += len(way.raw)
@@ -235,24 +255,24 @@ class Delivery:
             self._tags.spoil(way.share.sender, way.give_up())
         return True
 
-    def _listen(self, way: Way, readers: ThreadPoolExecutor) -> None:
+    def _listen(self, way: Way) -> None:
         """Take what has come; the store stands in for who is dead or silent."""
         sender = way.share.sender
         assert sender is not None, f"{way.share = }"
         try:
             if not self._senders.listen(way, sender) and way.reading is None:
                 log.info("rank %d sends no weights: they are read from the store", sender)
-                self._read([way], readers)  # should the message come after all, it brings the same bytes
+                self._read([way])  # should the message come after all, it brings the same bytes
         except RankFailedError as error:
-            self._give_up(way, error, readers)
+            self._give_up(way, error)
 
-    def _give_up(self, way: Way, error: RankFailedError, readers: ThreadPoolExecutor) -> None:
+    def _give_up(self, way: Way, error: RankFailedError) -> None:
         """Read from the store what a dead rank was to send."""
         if isinstance(error, RevokedError):
             raise error
         way.give_up()
         if way.reading is None:
-            self._read([way], readers)
+            self._read([way])
 
     def _send(self, way: Way, portion: Coming) -> None:
         for rank, tags in way.tags.items():
@@ -281,18 +301,11 @@ class Delivery:
             self._leaving.popleft()
         return len(self._leaving)
 
-    def _pause(self, seen: int, coming: Iterable[Coming]) -> None:
+    def _pause(self, seen: int) -> None:
         """Wait until something has changed; messages must be looked for."""
-        is_talking = bool(self._leaving) or any(way.receiving for portion in coming for way in portion.ways)
+        is_talking = bool(self._leaving) or any(way.receiving for portion in self._coming for way in portion.ways)
         with self._change:
             self._change.wait_for(lambda: self._num_changes != seen, _NAP_S if is_talking else None)
-
-    def _see_off(self) -> None:
-        """Wait until all messages have left."""
-        while self._num_leaving():
-            self._check()
-            with self._change:
-                self._change.wait(_NAP_S)
 
     def _wake(self) -> None:
         with self._change:

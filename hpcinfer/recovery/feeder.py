@@ -7,6 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hpcinfer.comm.waiting import is_working_meanwhile, turn_meanwhile
 from hpcinfer.config import SamplingParams
 from hpcinfer.data.completion import Choice, completion_record
 from hpcinfer.data.request import Prepared
@@ -19,7 +20,7 @@ from hpcinfer.recovery.snapshots import Outputs, Unfinished
 from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 
-_IDLE_S = 0.01
+_IDLE_S, _SHORT_S = 0.01, 0.001
 _NUM_AHEAD = 16  # rows that are prepared before they are wanted
 _BLOCK_FLUSH_S = 1.0  # a finished block is made durable, small ones together
 
@@ -151,7 +152,8 @@ class Feeder:
         """Have all lines made durable, since others may wait for them, and pass a moment. Not collective."""
         self._writer.flush()
         self.desk.look()
-        self._rows.wait(_IDLE_S)
+        turn_meanwhile()
+        self._rows.wait(_SHORT_S if is_working_meanwhile() else _IDLE_S)
 
     def _turn(self, wanted: int) -> None:
         self._writer.check()

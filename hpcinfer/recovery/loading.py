@@ -13,6 +13,7 @@ import numpy as np
 
 from hpcinfer.agree import on_all
 from hpcinfer.comm.library import has_threads
+from hpcinfer.comm.waiting import work_meanwhile
 from hpcinfer.errors import RankFailedError, RevokedError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.arrival import ArrivingStage, prepared_bytes
@@ -70,10 +71,7 @@ class JobLoading:
         self._commons = _agreed(world, line, lambda: self._plan(world, keeps_table=keeps_table))
 
     def load(self, kernels: Kernels, metrics: Metrics, plan: ShardPlan, options: LoadOptions) -> ArrivingStage:
-        """Let the weights of this rank come; returns at once where the MPI library may be called by several threads.
-
-        Not collective.
-        """
+        """Let the weights of this rank come; returns at once. Not collective."""
         assert self._group is not None, "begin comes first"
         delivery, store = self._make_delivery(self._group), self._store
         self._metrics = metrics
@@ -82,13 +80,13 @@ class JobLoading:
         stage = ArrivingStage(
             lambda: _parts(delivery, kernels, plan, options), len(plan.layers), num_bytes, metrics, delivery.start_s,
         )  # fmt: skip
-        if has_thread := _has_own_thread(delivery.group):
+        if has_threads():
             delivery.start()
+        else:
+            work_meanwhile(delivery.turn)
         self._delivery = delivery
         stage.start()
         self._stage, self._held = stage, HeldWeights(store.config, kernels, plan, stage)
-        if not has_thread:
-            delivery.run()
         return stage
 
     def watch(self, check: Callable[[], None]) -> None:
@@ -105,10 +103,10 @@ class JobLoading:
             delivery = self._make_delivery(group)
             delivery.pass_on()
             self._delivery = delivery
-            if _has_own_thread(group):
+            if has_threads():
                 delivery.start()
             else:
-                delivery.run()
+                work_meanwhile(delivery.turn)
 
     def held(self) -> HeldWeights | None:
         """What this rank has loaded, and what is still to come; None if that has not begun, or is over."""
@@ -142,7 +140,6 @@ class JobLoading:
             while not self._delivery.is_over:
                 with self._metrics.phase(WEIGHTS):
                     self._delivery.wait_for_change()
-            self._delivery.wait()
         with self._metrics.phase(STAGING):
             self._store.flush_stage()
         self._store.close()
@@ -237,8 +234,3 @@ def _parts(delivery: Delivery, kernels: Kernels, plan: ShardPlan, options: LoadO
         yield from load_parts(delivery, kernels, plan, options)
     finally:
         delivery.pass_on()
-
-
-def _has_own_thread(group: Collectives) -> bool:
-    """Whether messages are seen to while this rank computes."""
-    return group.size == 1 or has_threads()
