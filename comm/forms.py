@@ -8,8 +8,12 @@
     switch_*        the same over nodes, switches, and all
 
 A tree node is sent as it lies in memory, and sums are added in the order of the tree, so a form changes no bit.
+Messages and sums of a length are prepared once: a layer sums what the layer before it did.
 """
 
+from __future__ import annotations
+
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,16 +21,18 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcinfer.comm.node.channel import NodeChannel
-from hpcinfer.comm.node.library import evaluate
-from hpcinfer.comm.protocol import Buffer, Collectives, Pending
+from hpcinfer.comm.node.library import evaluation
+from hpcinfer.comm.protocol import Buffer, Collectives
 from hpcinfer.partition.grains import Span
 from hpcinfer.partition.lanes import Level, cut, levels_of
 from hpcinfer.partition.topology import Location, by_node, by_switch, numbered
 
 _TAG_NODES, _TAG_SUM = 1, 2
 _PIECE = 15 * 1024  # floats of a message: what Open MPI and MPICH send over TCP without asking first (64 KiB)
+_MOST_PLANS = 64  # lengths of sums whose messages stay prepared
 Locations = tuple[Location, ...] | None
 Arrays = Sequence[np.ndarray]
+Step = Callable[[], None]
 
 
 class Form(NamedTuple):
@@ -84,7 +90,8 @@ class AllReduce:
         units = units_of(group.locations, group.size, form)
         self._num_levels = len(units)
         self._levels = levels_of(group.rank, units, spans, has_lanes=form.has_lanes)
-        self._scratch: dict[tuple[int, str], np.ndarray] = {}
+        self._memory: dict[tuple[int, str], np.ndarray] = {}
+        self._plans: OrderedDict[int, _Plan] = OrderedDict()
         self.in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
         if channel is not None and channel.size == group.size:
             shots = "two_shot" if form.is_two_shot else "one_shot"
@@ -102,89 +109,95 @@ class AllReduce:
         """
         if self.in_node is not None:
             return self.in_node(nodes, out)
-        flat = [np.asarray(node).reshape(-1) for node in nodes]
-        if self._channel is not None:
-            return self._run_from_node(self._channel, flat, np.asarray(out).reshape(-1))
-        self._run(0, flat, range(len(flat[0])), np.asarray(out).reshape(-1))
+        whole = np.asarray(out).reshape(-1)
+        plan = self._plan_for(len(whole))
+        if self._channel is None:
+            for own, node in zip(plan.nodes, nodes, strict=True):
+                own[:] = np.asarray(node).reshape(-1)
+        else:
+            self._channel.reduce_slices(self._levels[0].program, nodes, plan.nodes, plan.bounds)
+        for step in plan.steps:
+            step()
+        if self._channel is None:
+            whole[:] = plan.total
+        else:
+            self._channel.gather_slices(plan.total, whole, plan.bounds)
 
-    def _run_from_node(self, channel: NodeChannel, nodes: Arrays, out: np.ndarray) -> None:
-        """Do the first level through shared memory."""
-        level, slices = self._levels[0], cut(range(len(out)), self._levels[0].width)
-        bounds = [0, *(each.stop for each in slices), *[len(out)] * (len(level.peers) - level.width)]
-        mine = range(bounds[level.place], bounds[level.place + 1])
-        sums = self._scratch_of(0, "sums", len(level.program.outputs), len(mine))
-        channel.reduce_slices(level.program, nodes, sums, bounds)
-        if level.is_adder:
-            self._run(1, sums, mine, out)
-        channel.gather_slices(out[mine.start : mine.stop], out, bounds)
+    def _plan_for(self, length: int) -> _Plan:
+        plan = self._plans.pop(length, None)
+        if plan is None:
+            plan = self._make_plan(length)
+            while len(self._plans) >= _MOST_PLANS:
+                self._plans.popitem(last=False)
+        self._plans[length] = plan
+        return plan
 
-    def _run(self, depth: int, nodes: Arrays, columns: range, out: np.ndarray) -> None:
-        """Sum some columns among the peers of a level, and write them into `out` on all of them."""
+    def _make_plan(self, length: int) -> _Plan:
+        level = self._levels[0]
+        if self._channel is None:
+            nodes = self._rows(0, "nodes", len(level.program.nodes_by_rank[level.place]), length)
+            [total] = self._rows(0, "total", 1, length)
+            return _Plan(nodes, total, self._steps(0, nodes, total), ())
+        slices = cut(range(length), level.width)
+        bounds = [0, *(each.stop for each in slices), *[length] * (len(level.peers) - level.width)]
+        mine = bounds[level.place + 1] - bounds[level.place]
+        sums = self._rows(0, "sums", len(level.program.outputs), mine)
+        [total] = self._rows(0, "total", 1, mine)
+        return _Plan(sums, total, self._steps(1, sums, total) if level.is_adder else [], bounds)
+
+    def _steps(self, depth: int, nodes: Arrays, out: np.ndarray) -> list[Step]:
+        """What a rank does at a level and below it: add up what the peers bring, and tell all of them."""
         level, is_last = self._levels[depth], depth == self._num_levels - 1
         if is_last and not self._form.is_two_shot:
-            evaluate(level.program, self._share(depth, nodes), [out[columns.start : columns.stop]])
-            return
-        slices = cut(columns, level.width)
-        values = self._deal(depth, nodes, columns, slices)
-        if level.is_adder:
-            mine = slices[level.place]
-            if is_last:
-                evaluate(level.program, values, [out[mine.start : mine.stop]])
-            else:
-                sums = self._scratch_of(depth, "sums", len(level.program.outputs), len(mine))
-                evaluate(level.program, values, sums)
-                self._run(depth + 1, sums, mine, out)
-        self._gather(level, slices, out)
+            incoming = self._room(depth, len(out))
+            incoming[level.place] = nodes
+            share = self._exchange(level, [nodes] * len(level.peers), incoming, _TAG_NODES)
+            return [share, evaluation(level.program, incoming, [out])]
+        slices = [slice(each.start, each.stop) for each in cut(range(len(out)), level.width)]
+        outgoing = [[node[each] for node in nodes] for each in slices]
+        parts = [[out[each]] for each in slices]
+        if not level.is_adder:
+            return [self._exchange(level, outgoing, [], _TAG_NODES), self._exchange(level, [], parts, _TAG_SUM)]
+        [mine] = parts[level.place]
+        incoming = self._room(depth, len(mine))
+        incoming[level.place] = outgoing[level.place]
+        steps = [self._exchange(level, outgoing, incoming, _TAG_NODES)]
+        if is_last:
+            steps.append(evaluation(level.program, incoming, [mine]))
+        else:
+            sums = self._rows(depth, "sums", len(level.program.outputs), len(mine))
+            steps += [evaluation(level.program, incoming, sums), *self._steps(depth + 1, sums, mine)]
+        return [*steps, self._exchange(level, [parts[level.place]] * len(level.peers), parts, _TAG_SUM)]
 
-    def _share(self, depth: int, nodes: Arrays) -> list[Arrays]:
-        """Give all peers all nodes; returns those of each."""
-        level = self._levels[depth]
-        incoming = self._room(depth, len(nodes[0]))
-        incoming[level.place] = nodes
-        self._exchange(level, [nodes] * len(level.peers), incoming, _TAG_NODES)
-        return incoming
-
-    def _deal(self, depth: int, nodes: Arrays, columns: range, slices: list[range]) -> list[Arrays]:
-        """Give each peer the slice of all nodes that it adds; returns what each brought for that of this rank."""
-        level = self._levels[depth]
-        offsets = [slice(each.start - columns.start, each.stop - columns.start) for each in slices]
-        outgoing = [[node[offset] for node in nodes] for offset in offsets]
-        incoming = self._room(depth, len(slices[level.place])) if level.is_adder else []
-        if level.is_adder:
-            incoming[level.place] = outgoing[level.place]
-        self._exchange(level, outgoing, incoming, _TAG_NODES)
-        return incoming
-
-    def _gather(self, level: Level, slices: list[range], out: np.ndarray) -> None:
-        """Give all peers all slices of the sum."""
-        parts = [[out[each.start : each.stop]] for each in slices]
-        outgoing = [parts[level.place]] * len(level.peers) if level.is_adder else []
-        self._exchange(level, outgoing, parts, _TAG_SUM)
-
-    def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> None:
+    def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> Step:
         """Send and receive arrays by place; who has none given there, or empty ones, takes no part."""
         places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
-        pending: list[Pending] = []
-        for place in places:
-            pieces = _pieces(incoming[place]) if place < len(incoming) else ()
-            pending += [self._group.start_receive(each, level.peers[place], tag) for each in pieces]
-        for place in places:
-            pieces = _pieces(outgoing[place]) if place < len(outgoing) else ()
-            pending += [self._group.send(each, level.peers[place], tag) for each in pieces]
-        self._group.wait_all(pending)
+        send, receive = ([(piece, level.peers[place]) for place in places if place < len(arrays)
+                          for piece in _pieces(arrays[place])] for arrays in (outgoing, incoming))  # fmt: skip
+        return self._group.prepare_exchange(send, receive, tag)
 
     def _room(self, depth: int, length: int) -> list[Arrays]:
         """Room for what each peer brings."""
         level = self._levels[depth]
-        rows = iter(self._scratch_of(depth, "room", len(level.program.inputs), length))
+        rows = iter(self._rows(depth, "room", len(level.program.inputs), length))
         return [[next(rows) for _ in nodes] for nodes in level.program.nodes_by_rank]
 
-    def _scratch_of(self, depth: int, use: str, count: int, length: int) -> Arrays:
-        """Some rows of memory that later calls use again."""
-        known = self._scratch.get((depth, use))
+    def _rows(self, depth: int, use: str, count: int, length: int) -> Arrays:
+        """Some rows of memory that all plans use."""
+        known = self._memory.get((depth, use))
         if known is None or len(known) < count * length:
-            known = self._scratch[depth, use] = np.empty(count * length, np.float32)
+            known = self._memory[depth, use] = np.empty(count * length, np.float32)
+            self._plans.clear()  # they go on with what was there before
         return list(known[: count * length].reshape(count, length))
+
+
+class _Plan(NamedTuple):
+    """A sum of some length."""
+
+    nodes: Arrays  # memory for what this rank brings: its nodes, or what its node has made of its slice
+    total: np.ndarray  # memory for the sum, or this rank's slice of it
+    steps: list[Step]  # from the one to the other
+    bounds: Sequence[int]  # of the slices inside a node
 
 
 def _pieces(arrays: Arrays) -> list[np.ndarray]:

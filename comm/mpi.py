@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from mpi4py import MPI
 
 from hpcinfer.comm.library import has_threads, is_fault_tolerant
-from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.comm.protocol import Buffer, Messages, Pending
 from hpcinfer.comm.waiting import Pause, wait_for
 from hpcinfer.errors import RankFailedError, RevokedError
 from hpcinfer.partition.topology import Location
@@ -117,6 +117,25 @@ class MpiPending(_Pending):
             return True
 
 
+class _Exchange:
+    """Messages that are sent and received again and again; their buffers live as long as this."""
+
+    def __init__(self, requests: list[MPI.Prequest], buffers: object) -> None:
+        self._requests, self._buffers = requests, buffers
+
+    @_translated
+    def __call__(self) -> None:
+        pause = Pause()
+        MPI.Prequest.Startall(self._requests)
+        while not MPI.Request.Testall(self._requests):
+            pause()
+
+    def __del__(self) -> None:
+        if not MPI.Is_finalized():
+            for request in self._requests:
+                request.Free()
+
+
 class MpiGroup:
     """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled."""
 
@@ -197,6 +216,13 @@ class MpiGroup:
     def wait_all(self, pending: Sequence[Pending]) -> None:
         """Wait until all these messages have arrived or left."""
         wait_for(pending, Pause(), lambda: None)
+
+    @_translated
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+        """Prepare buffers that are sent and received again and again: the MPI is told once what they are."""
+        requests = [self._comm.Recv_init(buffer, peer, tag) for buffer, peer in incoming]
+        requests += [self._comm.Send_init(buffer, peer, tag) for buffer, peer in outgoing]
+        return _Exchange(requests, (outgoing, incoming))
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> MpiPending:
         """Start sending bytes of any length; to a dead rank they are lost."""

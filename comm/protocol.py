@@ -4,12 +4,13 @@ Lower-case names with `_bytes` move Python bytes (set-up, records); the others m
 (numpy arrays, or anything with the buffer or DLPack protocol) without copying them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from hpcinfer.partition.topology import Location
 
 Buffer = Any
+Messages = Sequence[tuple[Buffer, int]]
 
 
 class Pending(Protocol):
@@ -66,6 +67,12 @@ class Collectives(Protocol):
 
         Raises:
             RankFailedError: a rank has died; receives are cancelled, so that nothing is written to their buffers.
+        """
+
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+        """Prepare contiguous buffers that are sent and received again and again, as (buffer, peer).
+
+        Each call of the result exchanges them once, as their peers do. One exchange at a time. Not collective.
         """
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:

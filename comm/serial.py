@@ -1,11 +1,11 @@
 """The group of one rank, without MPI: the engine and the tools run on it with no launcher."""
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.comm.protocol import Buffer, Messages, Pending
 from hpcinfer.partition.topology import Location
 
 
@@ -71,6 +71,11 @@ class SerialGroup:
 
     def wait_all(self, pending: Sequence[Pending]) -> None:
         """Return at once."""
+
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+        """Nothing: there are no peers."""
+        assert not outgoing and not incoming, f"{len(outgoing) = } {len(incoming) = }"
+        return lambda: None
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> _Done:
         """Keep the bytes for `receive_bytes` or `probe_bytes`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcinfer.comm.protocol import Buffer, Pending
+from hpcinfer.comm.protocol import Buffer, Messages, Pending
 from hpcinfer.comm.waiting import wait_for
 from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.topology import Location
@@ -119,6 +119,16 @@ class TolerantGroup:
     def wait_all(self, pending: Sequence[Pending]) -> None:
         """Wait until all these messages have arrived or left; after a death no buffer is written to any more."""
         wait_for(pending, self._line.pause(), self.check)
+
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+        """Prepare buffers that are sent and received again and again: messages of their own each time."""
+
+        def exchange() -> None:
+            pending = [self.start_receive(buffer, peer, tag) for buffer, peer in incoming]
+            pending += [self.send(buffer, peer, tag) for buffer, peer in outgoing]
+            self.wait_all(pending)
+
+        return exchange
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
         """Start sending bytes of any length; to a dead rank they are lost."""

@@ -104,6 +104,17 @@ class ThreadGroup:
         for each in pending:
             each.wait()
 
+    def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> Callable[[], None]:
+        """Send and receive these buffers at each call."""
+
+        def exchange() -> None:
+            for buffer, peer in outgoing:
+                self.send(buffer, peer, tag)
+            for buffer, peer in incoming:
+                self.receive(buffer, peer, tag)
+
+        return exchange
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
         self._shared.board[self.rank] = data

@@ -3,7 +3,9 @@
 import functools
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,7 +81,14 @@ def compile_program(library: Library, program: TreeProgram) -> Compiled:
 
 
 def evaluate(program: TreeProgram, nodes: Sequence[Sequence[np.ndarray]], outs: Sequence[np.ndarray]) -> None:
-    """Run a program on arrays of this process.
+    """Run a program on arrays of this process. Not collective. Arguments are those of `evaluation`."""
+    evaluation(program, nodes, outs)()
+
+
+def evaluation(
+    program: TreeProgram, nodes: Sequence[Sequence[np.ndarray]], outs: Sequence[np.ndarray]
+) -> Callable[[], None]:
+    """Prepare to run a program on arrays of this process; each call runs it.
 
     Not collective.
 
@@ -90,12 +99,30 @@ def evaluate(program: TreeProgram, nodes: Sequence[Sequence[np.ndarray]], outs: 
     """
     library = load()
     if library is None:
-        for out, value in zip(outs, program.evaluate(nodes, np.add), strict=True):
-            np.copyto(out, value)
-        return
+        return partial(_evaluate, program, nodes, outs)
     from_buffer = library.ffi.from_buffer
     inputs = [from_buffer("float[]", nodes[each.rank][each.node]) for each in program.inputs]
     results = [from_buffer("float[]", out, require_writable=True) for out in outs]
     pointers = library.ffi.new("float *[]", inputs), library.ffi.new("float *[]", results)
-    compiled = compile_program(library, program)
-    library.lib.hpc_evaluate(compiled.struct, *pointers, outs[0].size)
+    return _Evaluation(library, compile_program(library, program), pointers, (inputs, results), outs[0].size)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """A program with its arrays."""
+
+    library: Library
+    compiled: Compiled
+    pointers: tuple[Any, Any]
+    held: tuple[list[Any], list[Any]]  # what they point to
+    length: int
+
+    def __call__(self) -> None:
+        self.library.lib.hpc_evaluate(self.compiled.struct, *self.pointers, self.length)
+
+
+def _evaluate(
+    program: TreeProgram, nodes: Sequence[Sequence[np.ndarray]], outs: Sequence[np.ndarray]
+) -> None:
+    for out, value in zip(outs, program.evaluate(nodes, np.add), strict=True):
+        np.copyto(out, value)
