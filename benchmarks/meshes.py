@@ -1,4 +1,4 @@
-"""Every mesh of some virtual hosts, with flat collectives and with those that know the nodes, in turn.
+"""Every mesh of some virtual hosts, with flat collectives, with those that know the nodes, and with overlap, in turn.
 
     python benchmarks/meshes.py --random M1 --link 20 10000 --rounds 3 --json meshes.json
     python benchmarks/meshes.py --random M3 --quantize int8 --link 100 1000
@@ -30,7 +30,11 @@ from workload import Recipe, make_workload, write_workload
 from hpcinfer.data.tokenizer import Tokenizer
 from hpcinfer.weights.reader import Store
 
-FLAT, CHOSEN = "one_shot", "auto"  # --collectives of hpcinfer run
+WAYS = {  # options of hpcinfer run
+    "flat": ["--collectives", "one_shot", "--overlap-sums", "never"],
+    "chosen": ["--overlap-sums", "never"],
+    "overlapped": [],
+}
 _LIMIT_S = 600.0  # of a job
 
 
@@ -64,22 +68,37 @@ def meshes_of(num_ranks: int, num_layers: int, grains: int) -> Iterator[Mesh]:
                 yield Mesh(num_ranks // (tp * pp), pp, tp)
 
 
-def run_job(place: Place, mesh: Mesh, collectives: str) -> Result:
+def calibrate(place: Place) -> None:
+    """Measure all ways of the collectives on all hosts, for the jobs that follow."""
+    argv = [*_mpiexec(place, place.num_ranks), sys.executable, "-m", "hpcinfer", "calibrate", "--time-limit", "30"]
+    subprocess.run(argv, cwd=place.folder, env=_variables(place), check=True, stdout=subprocess.DEVNULL,
+                   timeout=_LIMIT_S)  # fmt: skip
+
+
+def _mpiexec(place: Place, num_ranks: int) -> list[str]:
+    hosts = ",".join(f"vh{i}:{place.arguments.ranks_per_host}" for i in range(place.cluster.num_hosts))
+    return [*mpiexec_on_hosts(), "--host", hosts, "--bind-to", "none", "-n", str(num_ranks)]
+
+
+def _variables(place: Place) -> dict[str, str]:
+    return {**os.environ, **environment(), **place.cluster.environment, "HPCINFER_CACHE": os.fspath(place.folder)}
+
+
+def run_job(place: Place, mesh: Mesh, options: list[str]) -> Result:
     """Run one job on the hosts.
 
     Raises:
         SystemExit: it failed; with what it wrote.
     """
     output = place.folder / "out.jsonl"
-    hosts = ",".join(f"vh{i}:{place.arguments.ranks_per_host}" for i in range(place.cluster.num_hosts))
     argv = [
-        *mpiexec_on_hosts(), "--host", hosts, "--bind-to", "none", "-n", str(mesh.ranks), sys.executable, "-m",
-        "hpcinfer.run", "-dp", str(mesh.dp), "-pp", str(mesh.pp), "-tp", str(mesh.tp), "--collectives", collectives,
+        *_mpiexec(place, mesh.ranks), sys.executable, "-m", "hpcinfer.run", "-dp", str(mesh.dp), "-pp", str(mesh.pp),
+        "-tp", str(mesh.tp), *options,
         "--model", os.fspath(place.store), "--input", os.fspath(place.prompts), "--output", os.fspath(output),
         "--temperature", "0", "--max-tokens", str(place.arguments.output_tokens), "--ignore-eos",
     ]  # fmt: skip
-    variables = {**os.environ, **environment(), **place.cluster.environment}
-    run = subprocess.run(argv, cwd=place.folder, env=variables, capture_output=True, text=True, timeout=_LIMIT_S)
+    run = subprocess.run(argv, cwd=place.folder, env=_variables(place), capture_output=True, text=True,
+                         timeout=_LIMIT_S)  # fmt: skip
     if run.returncode != 0:
         raise SystemExit(f"{' '.join(argv)}\nended with {run.returncode}:\n{run.stderr}")
     (report_path,) = Path(f"{output}.job", "reports").glob("*.json")
@@ -93,24 +112,31 @@ def run_job(place: Place, mesh: Mesh, collectives: str) -> Result:
 
 def measure(place: Place, meshes: list[Mesh]) -> dict[Mesh, dict[str, list[Result]]]:
     """Run all jobs, round after round."""
-    found: dict[Mesh, dict[str, list[Result]]] = {mesh: {FLAT: [], CHOSEN: []} for mesh in meshes}
+    found: dict[Mesh, dict[str, list[Result]]] = {mesh: {name: [] for name in WAYS} for mesh in meshes}
     for number in range(place.arguments.rounds):
         for mesh, results in found.items():
-            for collectives in (FLAT, CHOSEN):
-                results[collectives].append(run_job(place, mesh, collectives))
-                rate = results[collectives][-1].tokens_per_s
-                print(f"round {number + 1}, {mesh}, {collectives}: {rate:.1f} output tokens/s", file=sys.stderr)
+            for name, options in WAYS.items():
+                results[name].append(run_job(place, mesh, options))
+                rate = results[name][-1].tokens_per_s
+                print(f"round {number + 1}, {mesh}, {name}: {rate:.1f} output tokens/s", file=sys.stderr)
     return found
 
 
 def table(found: dict[Mesh, dict[str, list[Result]]]) -> str:
-    """The results in Markdown: medians, and the median of each round's ratio."""
-    lines = ["| dp×pp×tp | flat, output tokens/s | chosen, output tokens/s | ratio |", "|---|---|---|---|"]
+    """The results in Markdown: medians of output tokens/s, and of each round's ratio."""
+    lines = ["| dp×pp×tp | flat | chosen | to flat | overlapped | to chosen |", "|---|---|---|---|---|---|"]
     for mesh, results in found.items():
-        flat, chosen = ([each.tokens_per_s for each in results[name]] for name in (FLAT, CHOSEN))
-        ratio = median(ours / theirs for theirs, ours in zip(flat, chosen, strict=True))
-        lines.append(f"| {str(mesh).replace('x', '×')} | {median(flat):.1f} | {median(chosen):.1f} | {ratio:.2f} |")
+        rates = {name: [each.tokens_per_s for each in results[name]] for name in WAYS}
+        flat, chosen, overlapped = (f"{median(each):.1f}" for each in rates.values())
+        to_flat = f"{_ratio(rates['chosen'], rates['flat']):.2f}"
+        to_chosen = f"{_ratio(rates['overlapped'], rates['chosen']):.2f}"
+        cells = [str(mesh).replace("x", "×"), flat, chosen, to_flat, overlapped, to_chosen]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(our / their for our, their in zip(ours, theirs, strict=True))
 
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path]:
@@ -147,6 +173,7 @@ def main() -> int:
             place = Place(folder, cluster, store, prompts, arguments)
             with Store.open(store) as opened:
                 meshes = list(meshes_of(place.num_ranks, opened.config.num_layers, opened.grains))
+            calibrate(place)
             found = measure(place, meshes)
     delay, mbit = arguments.link
     where = f"{arguments.hosts} hosts with {arguments.ranks_per_host} ranks, {delay} us, {mbit} Mbit/s"

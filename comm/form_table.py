@@ -104,7 +104,7 @@ def parse_table(content: Any, signature: str) -> Table:
         raise ValueError(f"not a table of collectives: {error!r}") from None
 
 
-def load_selector(world: Collectives, wanted: str = AUTO) -> Selector:
+def load_selector(world: Collectives, wanted: str = AUTO, overlap: str = AUTO) -> Selector:
     """Make what chooses forms in a job: by the table that the root finds.
 
     Collective over the world; the same on all ranks.
@@ -112,16 +112,17 @@ def load_selector(world: Collectives, wanted: str = AUTO) -> Selector:
     Args:
         world: all ranks.
         wanted: a form for all sizes, or AUTO.
+        overlap: whether sums travel in halves, or AUTO.
     """
-    if world.size == 1 or wanted != AUTO:
-        return Selector(wanted)
+    if world.size == 1:
+        return Selector(wanted, overlap=overlap)
     data = None
     if world.rank == 0:
         signature = machine_signature(world)
         content = {"format": _FORMAT, "signature": signature, "shapes": read_table(signature)}
         data = json.dumps(content).encode()
     content = json.loads(world.broadcast_bytes(data))
-    return Selector(AUTO, parse_table(content, content["signature"]))
+    return Selector(wanted, parse_table(content, content["signature"]), overlap)
 
 
 def _points(points: Any) -> list[Point]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.library import evaluation
-from hpcinfer.comm.protocol import Buffer, Collectives
+from hpcinfer.comm.protocol import Buffer, Collectives, Exchange
 from hpcinfer.partition.grains import Span
 from hpcinfer.partition.lanes import Level, cut, levels_of
 from hpcinfer.partition.topology import Location, by_node, by_switch, numbered
@@ -90,103 +90,113 @@ class AllReduce:
         units = units_of(group.locations, group.size, form)
         self._num_levels = len(units)
         self._levels = levels_of(group.rank, units, spans, has_lanes=form.has_lanes)
-        self._memory: dict[tuple[int, str], np.ndarray] = {}
-        self._plans: OrderedDict[int, _Plan] = OrderedDict()
-        self.in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
+        self._memory: dict[tuple[int, int, str], np.ndarray] = {}
+        self._plans: OrderedDict[tuple[int, int], _Plan] = OrderedDict()
+        self._lots = [1, 0]  # of memory, for the sums under way
+        self._in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
         if channel is not None and channel.size == group.size:
             shots = "two_shot" if form.is_two_shot else "one_shot"
-            self.in_node = partial(channel.all_reduce, self._levels[0].program, form=shots)
+            self._in_node = partial(channel.all_reduce, self._levels[0].program, form=shots)
 
     def __call__(self, nodes: Sequence[Buffer], out: Buffer) -> None:
-        """Sum over the group. Collective over it.
+        """Sum over the group. Collective over it. See `start`."""
+        if (end := self.start(nodes, out)) is not None:
+            end()
+
+    def start(self, nodes: Sequence[Buffer], out: Buffer) -> Step | None:
+        """Begin a sum; what is returned ends it, None if it is whole.
+
+        Collective over the group, as the end is; all in the same order. One other sum may begin before the end.
 
         Args:
-            nodes: contiguous float32 arrays, a value for each of this rank's spans.
+            nodes: contiguous float32 arrays, a value for each of this rank's spans; read before this returns.
             out: as large as each of them.
 
         Raises:
             RankFailedError: a rank has died.
         """
-        if self.in_node is not None:
-            return self.in_node(nodes, out)
-        whole = np.asarray(out).reshape(-1)
-        plan = self._plan_for(len(whole))
+        if self._in_node is not None:
+            return self._in_node(nodes, out)
+        whole, lot = np.asarray(out).reshape(-1), self._lots.pop()
+        plan = self._plan_for(len(whole), lot)
         if self._channel is None:
             for own, node in zip(plan.nodes, nodes, strict=True):
                 own[:] = np.asarray(node).reshape(-1)
         else:
             self._channel.reduce_slices(self._levels[0].program, nodes, plan.nodes, plan.bounds)
-        for step in plan.steps:
-            step()
+        if plan.rounds:
+            plan.rounds[0].exchange.start()
+        return partial(self._end, plan, whole, lot)
+
+    def _end(self, plan: _Plan, whole: np.ndarray, lot: int) -> None:
+        for i, (exchange, add) in enumerate(plan.rounds):
+            if i > 0:
+                exchange.start()
+            exchange.finish()
+            add()
+        self._lots.append(lot)
         if self._channel is None:
             whole[:] = plan.total
         else:
             self._channel.gather_slices(plan.total, whole, plan.bounds)
 
-    def _plan_for(self, length: int) -> _Plan:
-        plan = self._plans.pop(length, None)
+    def _plan_for(self, length: int, lot: int) -> _Plan:
+        plan = self._plans.pop((length, lot), None)
         if plan is None:
-            plan = self._make_plan(length)
+            plan = self._make_plan(length, lot)
             while len(self._plans) >= _MOST_PLANS:
                 self._plans.popitem(last=False)
-        self._plans[length] = plan
+        self._plans[length, lot] = plan
         return plan
 
-    def _make_plan(self, length: int) -> _Plan:
-        level = self._levels[0]
+    def _make_plan(self, length: int, lot: int) -> _Plan:
+        level, rows = self._levels[0], partial(self._rows, lot)
         if self._channel is None:
-            nodes = self._rows(0, "nodes", len(level.program.nodes_by_rank[level.place]), length)
-            [total] = self._rows(0, "total", 1, length)
-            return _Plan(nodes, total, self._steps(0, nodes, total), ())
+            nodes = rows(0, "nodes", len(level.program.nodes_by_rank[level.place]), length)
+            [total] = rows(0, "total", 1, length)
+            return _Plan(nodes, total, self._rounds(0, nodes, total, rows), ())
         slices = cut(range(length), level.width)
         bounds = [0, *(each.stop for each in slices), *[length] * (len(level.peers) - level.width)]
         mine = bounds[level.place + 1] - bounds[level.place]
-        sums = self._rows(0, "sums", len(level.program.outputs), mine)
-        [total] = self._rows(0, "total", 1, mine)
-        return _Plan(sums, total, self._steps(1, sums, total) if level.is_adder else [], bounds)
+        sums = rows(0, "sums", len(level.program.outputs), mine)
+        [total] = rows(0, "total", 1, mine)
+        return _Plan(sums, total, self._rounds(1, sums, total, rows) if level.is_adder else [], bounds)
 
-    def _steps(self, depth: int, nodes: Arrays, out: np.ndarray) -> list[Step]:
+    def _rounds(self, depth: int, nodes: Arrays, out: np.ndarray, rows: Callable[..., Arrays]) -> list[_Round]:
         """What a rank does at a level and below it: add up what the peers bring, and tell all of them."""
         level, is_last = self._levels[depth], depth == self._num_levels - 1
         if is_last and not self._form.is_two_shot:
-            incoming = self._room(depth, len(out))
+            incoming = _room(level, rows(depth, "room", len(level.program.inputs), len(out)))
             incoming[level.place] = nodes
             share = self._exchange(level, [nodes] * len(level.peers), incoming, _TAG_NODES)
-            return [share, evaluation(level.program, incoming, [out])]
+            return [_Round(share, evaluation(level.program, incoming, [out]))]
         slices = [slice(each.start, each.stop) for each in cut(range(len(out)), level.width)]
         outgoing = [[node[each] for node in nodes] for each in slices]
         parts = [[out[each]] for each in slices]
         if not level.is_adder:
-            return [self._exchange(level, outgoing, [], _TAG_NODES), self._exchange(level, [], parts, _TAG_SUM)]
+            return [_Round(self._exchange(level, outgoing, [], _TAG_NODES)),
+                    _Round(self._exchange(level, [], parts, _TAG_SUM))]  # fmt: skip
         [mine] = parts[level.place]
-        incoming = self._room(depth, len(mine))
+        incoming = _room(level, rows(depth, "room", len(level.program.inputs), len(mine)))
         incoming[level.place] = outgoing[level.place]
-        steps = [self._exchange(level, outgoing, incoming, _TAG_NODES)]
-        if is_last:
-            steps.append(evaluation(level.program, incoming, [mine]))
-        else:
-            sums = self._rows(depth, "sums", len(level.program.outputs), len(mine))
-            steps += [evaluation(level.program, incoming, sums), *self._steps(depth + 1, sums, mine)]
-        return [*steps, self._exchange(level, [parts[level.place]] * len(level.peers), parts, _TAG_SUM)]
+        sums = [mine] if is_last else rows(depth, "sums", len(level.program.outputs), len(mine))
+        deal = self._exchange(level, outgoing, incoming, _TAG_NODES)
+        gather = self._exchange(level, [parts[level.place]] * len(level.peers), parts, _TAG_SUM)
+        below = [] if is_last else self._rounds(depth + 1, sums, mine, rows)
+        return [_Round(deal, evaluation(level.program, incoming, sums)), *below, _Round(gather)]
 
-    def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> Step:
+    def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> Exchange:
         """Send and receive arrays by place; who has none given there, or empty ones, takes no part."""
         places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
         send, receive = ([(piece, level.peers[place]) for place in places if place < len(arrays)
                           for piece in _pieces(arrays[place])] for arrays in (outgoing, incoming))  # fmt: skip
         return self._group.prepare_exchange(send, receive, tag)
 
-    def _room(self, depth: int, length: int) -> list[Arrays]:
-        """Room for what each peer brings."""
-        level = self._levels[depth]
-        rows = iter(self._rows(depth, "room", len(level.program.inputs), length))
-        return [[next(rows) for _ in nodes] for nodes in level.program.nodes_by_rank]
-
-    def _rows(self, depth: int, use: str, count: int, length: int) -> Arrays:
-        """Some rows of memory that all plans use."""
-        known = self._memory.get((depth, use))
+    def _rows(self, lot: int, depth: int, use: str, count: int, length: int) -> Arrays:
+        """Some rows of memory that all plans of a lot use."""
+        known = self._memory.get((lot, depth, use))
         if known is None or len(known) < count * length:
-            known = self._memory[depth, use] = np.empty(count * length, np.float32)
+            known = self._memory[lot, depth, use] = np.empty(count * length, np.float32)
             self._plans.clear()  # they go on with what was there before
         return list(known[: count * length].reshape(count, length))
 
@@ -196,8 +206,25 @@ class _Plan(NamedTuple):
 
     nodes: Arrays  # memory for what this rank brings: its nodes, or what its node has made of its slice
     total: np.ndarray  # memory for the sum, or this rank's slice of it
-    steps: list[Step]  # from the one to the other
+    rounds: list[_Round]  # from the one to the other
     bounds: Sequence[int]  # of the slices inside a node
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Round(NamedTuple):
+    """Messages, and what is added up then."""
+
+    exchange: Exchange
+    add: Step = _nothing
+
+
+def _room(level: Level, rows: Arrays) -> list[Arrays]:
+    """Room for what each peer brings."""
+    each = iter(rows)
+    return [[next(each) for _ in nodes] for nodes in level.program.nodes_by_rank]
 
 
 def _pieces(arrays: Arrays) -> list[np.ndarray]:

@@ -4,6 +4,8 @@ With a fault-tolerant MPI a dead rank raises `RankFailedError` in those that wai
 shrink are ULFM's. Without one the launcher ends the job, and none of that happens.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 from collections import deque
@@ -117,16 +119,21 @@ class MpiPending(_Pending):
             return True
 
 
-class _Exchange:
+class MpiExchange:
     """Messages that are sent and received again and again; their buffers live as long as this."""
 
     def __init__(self, requests: list[MPI.Prequest], buffers: object) -> None:
         self._requests, self._buffers = requests, buffers
 
     @_translated
-    def __call__(self) -> None:
-        pause = Pause()
+    def start(self) -> None:
+        """Let all of them leave and come once more."""
         MPI.Prequest.Startall(self._requests)
+
+    @_translated
+    def finish(self) -> None:
+        """Wait until all of them have left and come."""
+        pause = Pause()
         while not MPI.Request.Testall(self._requests):
             pause()
 
@@ -139,7 +146,7 @@ class _Exchange:
 class MpiGroup:
     """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled."""
 
-    def __init__(self, comm: MPI.Comm, parent: "MpiGroup | None" = None) -> None:
+    def __init__(self, comm: MPI.Comm, parent: MpiGroup | None = None) -> None:
         self._comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
@@ -218,11 +225,11 @@ class MpiGroup:
         wait_for(pending, Pause(), lambda: None)
 
     @_translated
-    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> MpiExchange:
         """Prepare buffers that are sent and received again and again: the MPI is told once what they are."""
         requests = [self._comm.Recv_init(buffer, peer, tag) for buffer, peer in incoming]
         requests += [self._comm.Send_init(buffer, peer, tag) for buffer, peer in outgoing]
-        return _Exchange(requests, (outgoing, incoming))
+        return MpiExchange(requests, (outgoing, incoming))
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> MpiPending:
         """Start sending bytes of any length; to a dead rank they are lost."""
@@ -260,12 +267,12 @@ class MpiGroup:
                 self._comm.Ack_failed(self.size)  # from now on "any" means those that live
 
     @_translated
-    def split(self, color: int, key: int) -> "MpiGroup":
+    def split(self, color: int, key: int) -> MpiGroup:
         """Make the group of ranks with the same colour, ordered by key."""
         return MpiGroup(self._comm.Split(color, key), self)
 
     @_translated
-    def duplicate(self) -> "MpiGroup":
+    def duplicate(self) -> MpiGroup:
         """Make a group of the same ranks whose messages are apart. Collective."""
         return MpiGroup(self._comm.Dup(), self)
 
@@ -293,7 +300,7 @@ class MpiGroup:
                 raise
             return False
 
-    def shrink(self) -> "MpiGroup":
+    def shrink(self) -> MpiGroup:
         """Make the group of those that live, in the same order. Collective over them; works on a revoked group."""
         return MpiGroup(self._comm.Shrink(), self)
 

@@ -4,7 +4,7 @@ Lower-case names with `_bytes` move Python bytes (set-up, records); the others m
 (numpy arrays, or anything with the buffer or DLPack protocol) without copying them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from hpcinfer.partition.topology import Location
@@ -24,6 +24,20 @@ class Pending(Protocol):
 
     def cancel(self) -> None:
         """Let a message that has not arrived come no more."""
+
+
+class Exchange(Protocol):
+    """Messages that are sent and received again and again."""
+
+    def start(self) -> None:
+        """Let all of them leave and come once more. Not collective, but the peers do the same, in the same order."""
+
+    def finish(self) -> None:
+        """Wait until all of them have left and come.
+
+        Raises:
+            RankFailedError: a rank has died.
+        """
 
 
 class Collectives(Protocol):
@@ -69,10 +83,10 @@ class Collectives(Protocol):
             RankFailedError: a rank has died; receives are cancelled, so that nothing is written to their buffers.
         """
 
-    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Exchange:
         """Prepare contiguous buffers that are sent and received again and again, as (buffer, peer).
 
-        Each call of the result exchanges them once, as their peers do. One exchange at a time. Not collective.
+        Not collective, but the peers do the same.
         """
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:

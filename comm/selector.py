@@ -17,7 +17,7 @@ from hpcinfer.partition.grains import Span
 from hpcinfer.partition.lanes import Level, levels_of
 from hpcinfer.partition.topology import by_node, by_switch
 
-AUTO = "auto"
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
 ALL_REDUCE = "all_reduce"
 NODE, MESSAGES = "node", "mpi"  # ways of all other operations (hpcinfer.comm.operations)
 # Estimates: a message between nodes and one inside a node (latency; what each further one costs; bytes per second).
@@ -28,6 +28,7 @@ _MOST_BY_NODE = {  # bytes that go through memory where nothing was measured
     "all_gather": 1 << 22, "gather": 0, "broadcast": 1 << 40, "reduce_scatter": 1 << 40, "all_to_all": 1 << 22,
     "send": 1 << 16,
 }
+_LONG_S, _HARDLY_MORE = 0.0005, 1.25  # of a sum worth hiding; what its halves may take together, of the whole
 _CLEARLY = 1.1  # ways that differ by less are alike: their difference is that of two measurements of the same
 OPERATIONS = tuple(_MOST_BY_NODE)
 
@@ -49,20 +50,44 @@ class Selector:
 
     wanted: str = AUTO  # a form that all sums take, where a group can have it
     table: Mapping[str, Measured] = field(default_factory=dict)  # by shape of the group
+    overlap: str = AUTO  # always, never, or where it pays: sums of one half of a batch behind the other's products
 
     def chooser(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Callable[[int], str]:
         """Make what names the form for a number of bytes, for a group and the nodes of the tree that its ranks hold.
 
         Not collective.
         """
+        return functools.cache(partial(_fastest, self._curves_of_sums(locations, spans)))
+
+    def judge(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Callable[[int], bool]:
+        """Make what says whether a sum of so many bytes is to travel in halves, each behind the other's products.
+
+        It pays where it is long, and takes as long for each byte in halves: between nodes, over links that are slow.
+
+        Not collective.
+        """
+        if self.overlap != AUTO or locations is None or len(by_node(locations)) == 1:
+            is_wanted = self.overlap == ALWAYS
+            return lambda num_bytes: is_wanted
+        curves = self._curves_of_sums(locations, spans)
+
+        def seconds(num_bytes: int) -> float:
+            return min(interpolate(points, num_bytes) for points in curves.values())
+
+        @functools.cache
+        def is_long(num_bytes: int) -> bool:
+            whole = seconds(num_bytes)
+            return whole >= _LONG_S and 2 * seconds(num_bytes // 2) <= _HARDLY_MORE * whole
+
+        return is_long
+
+    def _curves_of_sums(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Curves:
+        """What is known of the forms that may be chosen on such a group: measured, else estimated."""
         names = forms_for(locations)
         if self.wanted != AUTO:
-            only = nearest(self.wanted, names)
-            return lambda num_bytes: only
-        curves = self._measured(ALL_REDUCE, locations, len(spans), names)
-        if not curves:
-            curves = {name: estimate(FORMS[name], locations, spans) for name in names}
-        return functools.cache(partial(_fastest, curves))
+            names = (nearest(self.wanted, names),)
+        measured = self._measured(ALL_REDUCE, locations, len(spans), names)
+        return measured or {name: estimate(FORMS[name], locations, spans) for name in names}
 
     def way_chooser(self, locations: Locations, size: int) -> Callable[[str, int], str]:
         """Make what names the way, NODE or MESSAGES, for an operation and a number of bytes, for a group of that size.

@@ -1,12 +1,22 @@
 """The group of one rank, without MPI: the engine and the tools run on it with no launcher."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hpcinfer.comm.protocol import Buffer, Messages, Pending
 from hpcinfer.partition.topology import Location
+
+
+class _Nothing:
+    """No messages."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
 
 
 class _Done:
@@ -72,10 +82,10 @@ class SerialGroup:
     def wait_all(self, pending: Sequence[Pending]) -> None:
         """Return at once."""
 
-    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Callable[[], None]:
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> _Nothing:
         """Nothing: there are no peers."""
         assert not outgoing and not incoming, f"{len(outgoing) = } {len(incoming) = }"
-        return lambda: None
+        return _Nothing()
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> _Done:
         """Keep the bytes for `receive_bytes` or `probe_bytes`."""

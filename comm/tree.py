@@ -4,9 +4,11 @@ Every rank does the same additions in the same order, whatever tp is and in what
 (hpcinfer.comm.forms); which form a size takes, the selector says (hpcinfer.comm.selector).
 """
 
+from __future__ import annotations
+
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hpcinfer.comm.forms import FORMS, AllReduce
@@ -24,6 +26,13 @@ class Traffic(NamedTuple):
     calls: int
     num_bytes: int  # of the sums
     seconds: float  # spent in them, waiting included
+
+
+class Sum(NamedTuple):
+    """A sum under way."""
+
+    out: Array  # where it comes
+    end: Callable[[], None] | None  # what makes it whole; None if it is
 
 
 class TreeReducer:
@@ -46,7 +55,9 @@ class TreeReducer:
         self.group, self._allocate = group, allocate
         self.runs = grain_runs(grains, group.size)
         self._spans_by_rank = [subtrees(run) for run in self.runs]
-        self._choose = (selector or Selector()).chooser(group.locations, self._spans_by_rank)
+        selector = selector or Selector()
+        self._choose = selector.chooser(group.locations, self._spans_by_rank)
+        self._is_long = selector.judge(group.locations, self._spans_by_rank)
         self.channel = open_channel(group, room_bytes)  # between the ranks of this node
         self._forms: dict[str, AllReduce] = {}
         self._ways: dict[tuple[int, ...], _Way] = {}
@@ -79,38 +90,50 @@ class TreeReducer:
         """Name the form that a sum of this size takes. Not collective."""
         return self._choose(num_bytes)
 
-    def reduce(self, nodes: list[Array]) -> Array:
-        """Finish the tree.
+    def is_long(self, num_bytes: int) -> bool:
+        """Whether a sum of this size is long enough to be hidden behind other work, in two halves. Not collective."""
+        return self.group.size > 1 and self._is_long(num_bytes)
 
-        Collective over tp.
+    def reduce(self, nodes: list[Array]) -> Array:
+        """Finish the tree. Collective over tp. See `start`."""
+        return self.finish(self.start(nodes))
+
+    def start(self, nodes: list[Array]) -> Sum:
+        """Begin to finish the tree.
+
+        Collective over tp, as `finish` is; all in the same order. One other sum may begin before `finish`.
 
         Args:
             nodes: contiguous float32 arrays of one shape, a value for each of `spans`.
-
-        Returns:
-            The sum over all grains, the same on every rank.
 
         Raises:
             RankFailedError: a rank has died.
         """
         if self.group.size == 1:
-            return nodes[0]
+            return Sum(nodes[0], None)
         start, shape = time.perf_counter(), nodes[0].shape
         way = self._ways.get(shape) or self._find_way(tuple(shape))
         out = self._allocate(way.shape)
-        way.reduce(nodes, out)
+        end = way.form.start(nodes, out)
         self._calls += 1
         self._num_bytes += way.num_bytes
         self._seconds += time.perf_counter() - start
-        return out
+        return Sum(out, end)
 
-    def _find_way(self, shape: tuple[int, ...]) -> "_Way":
+    def finish(self, total: Sum) -> Array:
+        """Wait for the sum over all grains, the same on every rank. Collective over tp."""
+        if total.end is not None:
+            start = time.perf_counter()
+            total.end()
+            self._seconds += time.perf_counter() - start
+        return total.out
+
+    def _find_way(self, shape: tuple[int, ...]) -> _Way:
         num_bytes = 4 * math.prod(shape)
         name = self._choose(num_bytes)
         if name not in self._forms:
             self._forms[name] = AllReduce(self.group, self._spans_by_rank, FORMS[name], self.channel)
-        form = self._forms[name]
-        self._ways[shape] = way = _Way(shape, num_bytes, form.in_node or form)
+        self._ways[shape] = way = _Way(shape, num_bytes, self._forms[name])
         return way
 
 
@@ -119,4 +142,4 @@ class _Way(NamedTuple):
 
     shape: tuple[int, ...]
     num_bytes: int
-    reduce: Callable[[Sequence[Array], Array], None]
+    form: AllReduce

@@ -238,6 +238,10 @@ class EngineOptions:
         " size, or an estimate", choices=("auto", "one_shot", "two_shot", "leader", "node_one_shot", "node_two_shot",
                                           "switch_one_shot", "switch_two_shot")
     )
+    overlap_sums: str = option(
+        "auto", "sums of one half of a batch behind the products of the other; auto: between nodes, where they take"
+        " long", choices=("auto", "always", "never")
+    )
     threads: int | None = option(
         None, "threads per rank; what the launcher gives a rank ($OMP_NUM_THREADS, $SLURM_CPUS_PER_TASK), else 1"
     )

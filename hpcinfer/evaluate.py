@@ -195,7 +195,7 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
 
     dtype, length = resolve_dtype(options.model.dtype), max(map(len, work.windows))
     cache_dtype = resolve_cache_dtype(options.model.kv_cache_dtype, options.model.dtype)
-    selector = load_selector(world, options.engine.collectives)
+    selector = load_selector(world, options.engine.collectives, options.engine.overlap_sums)
     wanted = ReplicaOptions(options.engine, dtype, length, seed=0, cache_dtype=cache_dtype, selector=selector)
     group, config = join_replica(work.placed, mesh), work.store.config
     layout = layout_of(mesh, range(mesh.world_size), ModelLimits(config.num_layers, work.store.grains))

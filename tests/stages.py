@@ -6,6 +6,7 @@ import numpy as np
 from steps import Chunk, block_tables, packed_step, schedule
 from thread_group import run_ranks
 
+from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.kernels import Placement, create_kernels, reference
 from hpcinfer.kernels.native import create_native_kernels
@@ -47,7 +48,7 @@ def native_was_built() -> bool:
 
 def run_replica(
     store, token_ids, *, tp=1, pp=1, chunk=1000, company=1000, block_size=16, dtype="auto", cache="float32",
-    kernels="reference", threads=1,
+    kernels="reference", threads=1, overlap="auto",
 ):  # fmt: skip
     """Logits of every position of every sequence: a list of float32 [L, V]."""
     lengths = [len(ids) for ids in token_ids]
@@ -60,7 +61,7 @@ def run_replica(
         sets = [create_kernels(kernels, placement=Placement(threads, None)) for _ in range(pp)]
         places = [Coord(0, i, group.rank) for i in range(pp)]
         stages = [
-            make_stage(store, Mesh(1, pp, tp), place, group, shape, dtype=dtype, kernels=kernels)
+            make_stage(store, Mesh(1, pp, tp), place, group, shape, dtype=dtype, kernels=kernels, overlap=overlap)
             for place, kernels in zip(places, sets, strict=True)
         ]
         return [_forward(stages, step) for step in steps]
@@ -73,10 +74,10 @@ def run_replica(
     return _by_sequence(batches, logits, lengths, store)
 
 
-def make_stage(store, mesh, coord, group, shape, *, dtype="auto", kernels=None):
+def make_stage(store, mesh, coord, group, shape, *, dtype="auto", kernels=None, overlap="auto"):
     """One rank's stage, its cache full of NaN."""
     kernels, plan = kernels or create_kernels("reference"), shard_plan(store.config, store.grains, mesh, coord)
-    reducer = TreeReducer(group, store.grains, kernels.empty)
+    reducer = TreeReducer(group, store.grains, kernels.empty, Selector(overlap=overlap))
     weights = load_stage(store, kernels, plan, LoadOptions(dtype, max_len=512))
     cache = allocate_cache(kernels, store.config, plan, shape)
     for layer in cache:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hpcinfer.comm.tolerant import TolerantExchange
+
 _LIMIT_S = 30  # a thread waits no longer for the others
 
 
@@ -104,16 +106,9 @@ class ThreadGroup:
         for each in pending:
             each.wait()
 
-    def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> Callable[[], None]:
-        """Send and receive these buffers at each call."""
-
-        def exchange() -> None:
-            for buffer, peer in outgoing:
-                self.send(buffer, peer, tag)
-            for buffer, peer in incoming:
-                self.receive(buffer, peer, tag)
-
-        return exchange
+    def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> TolerantExchange:
+        """Send and receive these buffers again and again."""
+        return TolerantExchange(self, outgoing, incoming, tag)  # type: ignore[arg-type]
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""

@@ -198,6 +198,9 @@ class Kernels(Protocol):
     def add_residual(self, x: Array, total: Array, bias: Array | None = None) -> Array:
         """x + (total + bias), [T, D]; may overwrite x."""
 
+    def join(self, parts: list[Array]) -> Array:
+        """Concatenate [T, D] along their tokens."""
+
     def logits(self, x: Array, rows: np.ndarray, head: Any) -> np.ndarray:
         """Norm and output head of some rows of x [T, D]: float32 numpy [R, G, U], contiguous.
 

@@ -230,6 +230,10 @@ class ReferenceKernels:
         """x + (total + bias)."""
         return torch.add(x, total if bias is None else torch.add(total, bias))
 
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Concatenate along the tokens."""
+        return torch.cat(parts)
+
     def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> np.ndarray:
         """Norm and output head of some rows: [R, G, U]."""
         normed = self.rms_norm(x.index_select(0, torch.tensor(rows)), head.norm, head.eps)

@@ -4,18 +4,22 @@ Shape letters: T tokens in the batch, D hidden size, G grains of this rank, U pa
 logits are asked for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hpcinfer.config import ModelConfig
 from hpcinfer.kernels.protocol import Array, Kernels, StepInput
+from hpcinfer.model.halves import halves
 from hpcinfer.model.shard import ShardPlan, kv_heads, vocab_ranges
 from hpcinfer.model.weights_of import StageWeights
 
 if TYPE_CHECKING:
-    from hpcinfer.comm.tree import Traffic
+    from hpcinfer.comm.tree import Sum, Traffic
 
 
 class Reducer(Protocol):
@@ -31,9 +35,29 @@ class Reducer(Protocol):
     def reduce(self, nodes: list[Array]) -> Array:
         """Sum over all grains, from a value per node of `spans`. Collective over tp."""
 
+    def start(self, nodes: list[Array]) -> Sum:
+        """Begin such a sum; one other may begin before `finish`. Collective over tp."""
+
+    def finish(self, total: Sum) -> Array:
+        """Wait for a sum. Collective over tp."""
+
+    def is_long(self, num_bytes: int) -> bool:
+        """Whether a sum of this size is to be hidden behind other work, in two halves. Not collective."""
+
     @property
-    def traffic(self) -> "Traffic":
+    def traffic(self) -> Traffic:
         """What was reduced so far."""
+
+
+@dataclass
+class _Part:
+    """Some sequences of a batch, on their way through the layers."""
+
+    step: StepInput
+    x: Array  # [T, D]
+    nodes_shape: tuple[int, int, int]  # of what each half of a layer gives
+    total: Sum | None = None  # under way, to be added to x
+    bias: Array | None = None  # of it
 
 
 class CacheShape(NamedTuple):
@@ -88,17 +112,37 @@ class Stage:
             contiguous, where columns beyond the true size of a grain mean nothing.
         """
         kernels, reducer, spans = self._kernels, self.reducer, self.reducer.spans
-        nodes_shape = len(spans), len(step.positions), self.config.hidden_size
-        x = self._embed(step) if self.plan.is_first else hidden
+        parts = self._parts(step, self._embed(step) if self.plan.is_first else hidden)
         for layer, cache in zip(self.weights.layers, self.cache, strict=True):
-            room = reducer.room(nodes_shape)
-            attended = reducer.reduce(kernels.attention(x, layer.attention, step, cache, spans, room))
-            x = kernels.add_residual(x, attended, layer.o_bias)
-            room = reducer.room(nodes_shape)
-            x = kernels.add_residual(x, reducer.reduce(kernels.mlp(x, layer.mlp, spans, room)), layer.down_bias)
+            for part in parts:
+                x, room = self._settle(part), reducer.room(part.nodes_shape)
+                nodes = kernels.attention(x, layer.attention, part.step, cache, spans, room)
+                part.total, part.bias = reducer.start(nodes), layer.o_bias
+            for part in parts:
+                x, room = self._settle(part), reducer.room(part.nodes_shape)
+                part.total, part.bias = reducer.start(kernels.mlp(x, layer.mlp, spans, room)), layer.down_bias
             if each_layer is not None:
                 each_layer()
+        settled = [self._settle(part) for part in parts]
+        x = settled[0] if len(settled) == 1 else kernels.join(settled)
         return kernels.logits(x, step.logit_tokens, self.weights.head) if self.plan.is_last else x
+
+    def _parts(self, step: StepInput, x: Array) -> list[_Part]:
+        """The batch, in halves where their sums are to travel behind each other's products."""
+        hidden, num_nodes, start = self.config.hidden_size, len(self.reducer.spans), 0
+        parts = []
+        for each in halves(step) if self.reducer.is_long(4 * len(step.positions) * hidden) else [step]:
+            stop = start + len(each.positions)
+            parts.append(_Part(each, x[start:stop], (num_nodes, stop - start, hidden)))
+            start = stop
+        return parts
+
+    def _settle(self, part: _Part) -> Array:
+        """Wait for the sum that is under way, and add it. Collective over tp."""
+        if part.total is not None:
+            part.x = self._kernels.add_residual(part.x, self.reducer.finish(part.total), part.bias)
+            part.total = None
+        return part.x
 
     def _embed(self, step: StepInput) -> Array:
         starts, sizes = tuple(ids.start for ids in self._vocab), tuple(map(len, self._vocab))

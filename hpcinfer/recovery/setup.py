@@ -93,7 +93,7 @@ def prepare(
     world.locations = places.locations
     setup = _set_up(world, mesh, options, phases, places)
     stopped, complete = agree_to_stop(stopper, setup.job, world), _read_complete(world, setup.job)
-    selector = load_selector(world, options.engine.collectives)
+    selector = load_selector(world, options.engine.collectives, options.engine.overlap_sums)
     setup = dataclasses.replace(setup, stopped=stopped, complete=complete, selector=selector)
     return mesh, setup, open_line(world)
 

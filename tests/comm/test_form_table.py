@@ -93,7 +93,8 @@ def test_all_ranks_choose_by_what_the_root_has_read(monkeypatch):
     monkeypatch.setattr(form_table, "read_table", lambda signature: reads.append(signature) or TABLE)
     assert run_ranks(3, load_selector) == [Selector("auto", TABLE)] * 3
     assert reads == ["this machine"]
-    assert run_ranks(3, lambda group: load_selector(group, "leader")) == [Selector("leader")] * 3
+    wanted = [Selector("leader", TABLE, "never")] * 3
+    assert run_ranks(3, lambda group: load_selector(group, "leader", "never")) == wanted
     assert load_selector(SerialGroup()) == Selector()
 
 

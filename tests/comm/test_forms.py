@@ -107,6 +107,27 @@ def test_a_reducer_takes_sums_of_any_shape_after_one_another(form):
         assert traffic.num_bytes == 4 * sum(int(np.prod(shape)) for shape in shapes)
 
 
+@pytest.mark.parametrize("form", forms_for(PAIRS))
+def test_a_sum_may_begin_before_the_one_before_it_has_ended(form):
+    shapes = [(40, 33), (3, 5), (17, 100), (40, 33), (0, 4), (200, 100), (3, 5)]
+    values = [values_of(8, shape, seed=i) for i, shape in enumerate(shapes)]
+
+    def work(group):
+        reducer, totals = reducer_on(group, PAIRS, 8, form), []
+        before = None
+        for each in values:
+            nodes = [node.copy() for node in own_nodes(reducer, each)]
+            after = reducer.start(nodes)
+            for node in nodes:
+                node[:] = np.nan  # it has been read
+            if before is not None:
+                totals.append(reducer.finish(before).tobytes())
+            before = after
+        return [*totals, reducer.finish(before).tobytes()]
+
+    assert run_ranks(8, work) == [[whole(each) for each in values]] * 8
+
+
 def sends_of(form, locations=PAIRS, length=4096):
     """Floats that each rank sends to other nodes, and to its own."""
 

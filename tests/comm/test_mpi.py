@@ -168,6 +168,8 @@ def test_tree_sum_equals_that_of_one_rank(group):
     nodes = [tree_reduce(leaves, Span(first + a, first + b), torch.add) for a, b in reducer.spans]
     expected = tree_reduce(leaves, Span(0, 16), torch.add)
     assert reducer.reduce(nodes).numpy().tobytes() == expected.numpy().tobytes()
+    first, second = reducer.start(nodes), reducer.start(nodes)
+    assert [reducer.finish(each).numpy().tobytes() for each in (first, second)] == [expected.numpy().tobytes()] * 2
 
 
 # How ranks fail together.

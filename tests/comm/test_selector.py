@@ -36,6 +36,22 @@ def test_an_operation_takes_the_way_that_was_faster_for_its_size():
     assert way_of("gather", 100) == Selector().way_chooser(PAIRS, 8)("gather", 100)  # of which nothing was measured
 
 
+@pytest.mark.parametrize(("seconds", "is_long"), [
+    ((100e-6, 400e-6), False),  # short
+    ((900e-6, 1000e-6), False),  # two halves would take twice as long
+    ((900e-6, 90e-3), True),
+])
+def test_sums_that_are_long_and_as_long_in_halves_are_hidden(seconds, is_long):
+    curves = {"leader": [Point(1, seconds[0]), Point(1 << 20, seconds[1])],
+              "two_shot": [Point(1, 1.0), Point(1 << 20, 1.0)]}  # fmt: skip
+    table = {"2+2+2+2": {"all_reduce": curves}, "8": {"all_reduce": curves}}
+    assert Selector(table=table).judge(PAIRS, SPANS)(1 << 20) is is_long
+    assert Selector("two_shot", table).judge(PAIRS, SPANS)(1 << 20) is False  # 1 s, whatever the size
+    assert Selector(table=table).judge(locations_of([0] * 8), SPANS)(1 << 20) is False  # in memory there is no wait
+    for overlap in ("always", "never"):
+        assert Selector(table=table, overlap=overlap).judge(PAIRS, SPANS)(1 << 20) is (overlap == "always")
+
+
 def test_without_a_table_every_operation_has_a_way():
     way_of = Selector().way_chooser(PAIRS[:2], 2)
     ways = {name: [way_of(name, size) for size in (0, 1 << 10, 1 << 30)] for name in OPERATIONS}

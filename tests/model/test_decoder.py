@@ -94,6 +94,14 @@ def test_logits_have_the_same_bits_on_every_mesh(tiny):
         assert same_bits(found, expected), f"{tp = } {pp = }"
 
 
+def test_logits_have_the_same_bits_in_halves_whose_sums_overlap(tiny):
+    expected = run_replica(tiny.store, tiny.token_ids, kernels=tiny.kernels)
+    for tp, pp, chunk in ((2, 1, 1000), (3, 1, 40), (2, 2, 7)):
+        found = run_replica(tiny.store, tiny.token_ids, tp=tp, pp=pp, chunk=chunk, kernels=tiny.kernels,
+                            overlap="always")  # fmt: skip
+        assert same_bits(found, expected), f"{tp = } {pp = } {chunk = }"
+
+
 def test_logits_have_the_same_bits_with_any_threads(tiny):
     if tiny.kernels != "native":
         pytest.skip("the reference kernels have one thread")
@@ -144,7 +152,7 @@ def test_partial_sums_of_native_kernels_stand_where_other_ranks_read(tmp_path, m
     if not native_was_built():
         pytest.skip("the native kernels were not built")
     given, are_there = threading.local(), []
-    room, reduce = TreeReducer.room, TreeReducer.reduce
+    room, start = TreeReducer.room, TreeReducer.start
 
     def remember(reducer, shape):
         given.room = room(reducer, shape)
@@ -153,10 +161,10 @@ def test_partial_sums_of_native_kernels_stand_where_other_ranks_read(tmp_path, m
     def look(reducer, nodes):
         if (wanted := getattr(given, "room", None)) is not None:
             are_there.append(all(np.shares_memory(node, part) for node, part in zip(nodes, wanted, strict=True)))
-        return reduce(reducer, nodes)
+        return start(reducer, nodes)
 
     monkeypatch.setattr(TreeReducer, "room", remember)
-    monkeypatch.setattr(TreeReducer, "reduce", look)
+    monkeypatch.setattr(TreeReducer, "start", look)
     store = MemoryStore(make_tiny_model(tmp_path, "llama"))
     run_replica(store, [np.arange(7)], tp=3, kernels="native")
     assert are_there == [True] * 3 * 2 * store.config.num_layers

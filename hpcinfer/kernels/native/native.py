@@ -219,6 +219,10 @@ class NativeKernels:
         )  # fmt: skip
         return x
 
+    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Concatenate along the tokens."""
+        return np.concatenate(parts)
+
     def logits(self, x: np.ndarray, rows: np.ndarray, head: Prepared) -> np.ndarray:
         """Norm and output head of some rows: [R, G, U]."""
         num_out, grains = head.struct.weight.num_out, head.struct.grains
