@@ -217,7 +217,9 @@ class Delivery:
         return way
 
     def _read(self, ways: Sequence[Way]) -> None:
-        reading = self._readers.submit(self._store.read_into, [unit for way in ways for unit in way.unit_reads()])
+        units = [unit for way in ways for unit in way.unit_reads()]
+        is_shared = any(way.share.is_told for way in ways)
+        reading = self._readers.submit(self._store.read_into, units, is_shared=is_shared)
         reading.add_done_callback(lambda _: self._wake())
         for way in ways:
             way.reading = reading

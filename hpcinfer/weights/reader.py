@@ -144,17 +144,22 @@ class Store:
         self.read_into([*_unit_reads(name, units, values), *_unit_reads(scale_name(name), units, scales)])
         return StoredWeight(values, dtype, scales)
 
-    def read_into(self, wanted: Sequence[UnitRead]) -> None:
+    def read_into(self, wanted: Sequence[UnitRead], *, is_shared: bool = False) -> None:
         """Read units of any parameters into memory of the caller; large requests, several at a time, in file order.
 
         Not collective. Returns when no thread writes into that memory any more.
+
+        Args:
+            wanted: units, and where they go.
+            is_shared: whether others may use that memory already: then no copy of this node, which may be damaged, is
+                read into it.
 
         Raises:
             StoreError: a missing, truncated or damaged file; names the first file, dataset and chunk.
         """
         for each in wanted:
             self._check(each)
-        missing = self._read_staged(wanted) if self._stage is not None else wanted
+        missing = wanted if self._stage is None or is_shared else self._read_staged(wanted)
         self._read_store(missing)
         for each in missing:
             self.keep(*each)

@@ -18,11 +18,11 @@ from hpcinfer.weights.reader import Store, UnitRead
 if __name__ == "__main__":
     seconds, read_into, load = float(sys.argv[1]), Store.read_into, JobLoading.load
 
-    def read_slowly(store: Store, wanted: Sequence[UnitRead]) -> None:
+    def read_slowly(store: Store, wanted: Sequence[UnitRead], *, is_shared: bool = False) -> None:
         """Read, but not at once."""
         if threading.current_thread().name.startswith("reading weights"):
             time.sleep(seconds)
-        read_into(store, wanted)
+        read_into(store, wanted, is_shared=is_shared)
 
     def load_and_die(loading: JobLoading, *arguments: Any) -> object:
         """Begin to load, and die in the middle of it if this is the rank."""

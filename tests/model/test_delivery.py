@@ -76,9 +76,9 @@ def load(path, layout, group, nodes=None):
     with Store.open(path) as store:
         units, read_into = list[tuple[str, int]](), store.read_into
 
-        def note(wanted):
+        def note(wanted, **options):
             units.extend(each[:2] for each in wanted)
-            read_into(wanted)
+            read_into(wanted, **options)
 
         store.read_into = note
         one = make_delivery(store, layout, group, nodes)

@@ -149,6 +149,14 @@ def test_damaged_copy_is_read_from_the_store_and_written_again(tiny_store, plain
     assert check(tiny_store, staged, plain)[0] == 0
 
 
+def test_memory_that_others_use_already_takes_nothing_from_the_stage(tiny_store, staged):
+    with Store.open(tiny_store, str(staged)) as store:
+        values = store.empty(Q, 2)
+        store.read_into([UnitRead(Q, unit, values[unit]) for unit in range(2)], is_shared=True)
+        assert store.bytes_from_stage == 0 and store.bytes_read == values.nbytes
+        assert values.tobytes() == store.read(Q, range(2)).values.tobytes() and store.bytes_from_stage == values.nbytes
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_copies_that_end_early_or_are_gone_are_written_again(tiny_store, plain, staged, share):
     path = only(staged, "layer-0001.units")
