@@ -29,7 +29,7 @@ from hpcinfer.partition.topology import Location, by_node, by_switch, numbered
 
 _TAG_NODES, _TAG_SUM = 1, 2
 _PIECE = 15 * 1024  # floats of a message: what Open MPI and MPICH send over TCP without asking first (64 KiB)
-_MOST_PLANS = 64  # lengths of sums whose messages stay prepared
+_MOST_PLANS = 16  # sums whose messages stay prepared: some lengths, in two sets of memory
 Locations = tuple[Location, ...] | None
 Arrays = Sequence[np.ndarray]
 Step = Callable[[], None]
@@ -92,7 +92,7 @@ class AllReduce:
         self._levels = levels_of(group.rank, units, spans, has_lanes=form.has_lanes)
         self._memory: dict[tuple[int, int, str], np.ndarray] = {}
         self._plans: OrderedDict[tuple[int, int], _Plan] = OrderedDict()
-        self._lots = [1, 0]  # of memory, for the sums under way
+        self._under_way: dict[int, _Plan] = {}  # by the set of memory that each of at most two takes
         self._in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
         if channel is not None and channel.size == group.size:
             shots = "two_shot" if form.is_two_shot else "one_shot"
@@ -109,7 +109,8 @@ class AllReduce:
         Collective over the group, as the end is; all in the same order. One other sum may begin before the end.
 
         Args:
-            nodes: contiguous float32 arrays, a value for each of this rank's spans; read before this returns.
+            nodes: contiguous float32 arrays, a value for each of this rank's spans; unless they stand in a room of the
+                channel, they may be overwritten when this returns.
             out: as large as each of them.
 
         Raises:
@@ -117,8 +118,9 @@ class AllReduce:
         """
         if self._in_node is not None:
             return self._in_node(nodes, out)
-        whole, lot = np.asarray(out).reshape(-1), self._lots.pop()
-        plan = self._plan_for(len(whole), lot)
+        whole, memory = np.asarray(out).reshape(-1), int(0 in self._under_way)
+        assert memory not in self._under_way, "two sums are under way"
+        plan = self._under_way[memory] = self._plan_for(len(whole), memory)
         if self._channel is None:
             for own, node in zip(plan.nodes, nodes, strict=True):
                 own[:] = np.asarray(node).reshape(-1)
@@ -126,31 +128,37 @@ class AllReduce:
             self._channel.reduce_slices(self._levels[0].program, nodes, plan.nodes, plan.bounds)
         if plan.rounds:
             plan.rounds[0].exchange.start()
-        return partial(self._end, plan, whole, lot)
+        return partial(self._end, plan, whole, memory)
 
-    def _end(self, plan: _Plan, whole: np.ndarray, lot: int) -> None:
+    def close(self) -> None:
+        """Let go of sums that are under way: a rank has died. Not collective."""
+        for plan in self._under_way.values():
+            for exchange, _ in plan.rounds:
+                exchange.cancel()
+
+    def _end(self, plan: _Plan, whole: np.ndarray, memory: int) -> None:
         for i, (exchange, add) in enumerate(plan.rounds):
             if i > 0:
                 exchange.start()
             exchange.finish()
             add()
-        self._lots.append(lot)
+        del self._under_way[memory]
         if self._channel is None:
             whole[:] = plan.total
         else:
             self._channel.gather_slices(plan.total, whole, plan.bounds)
 
-    def _plan_for(self, length: int, lot: int) -> _Plan:
-        plan = self._plans.pop((length, lot), None)
+    def _plan_for(self, length: int, memory: int) -> _Plan:
+        plan = self._plans.pop((memory, length), None)
         if plan is None:
-            plan = self._make_plan(length, lot)
+            plan = self._make_plan(length, memory)
             while len(self._plans) >= _MOST_PLANS:
                 self._plans.popitem(last=False)
-        self._plans[length, lot] = plan
+        self._plans[memory, length] = plan
         return plan
 
-    def _make_plan(self, length: int, lot: int) -> _Plan:
-        level, rows = self._levels[0], partial(self._rows, lot)
+    def _make_plan(self, length: int, memory: int) -> _Plan:
+        level, rows = self._levels[0], partial(self._rows, memory)
         if self._channel is None:
             nodes = rows(0, "nodes", len(level.program.nodes_by_rank[level.place]), length)
             [total] = rows(0, "total", 1, length)
@@ -187,17 +195,16 @@ class AllReduce:
 
     def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> Exchange:
         """Send and receive arrays by place; who has none given there, or empty ones, takes no part."""
-        places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
-        send, receive = ([(piece, level.peers[place]) for place in places if place < len(arrays)
-                          for piece in _pieces(arrays[place])] for arrays in (outgoing, incoming))  # fmt: skip
-        return self._group.prepare_exchange(send, receive, tag)
+        return self._group.prepare_exchange(_messages(level, outgoing), _messages(level, incoming), tag)
 
-    def _rows(self, lot: int, depth: int, use: str, count: int, length: int) -> Arrays:
-        """Some rows of memory that all plans of a lot use."""
-        known = self._memory.get((lot, depth, use))
+    def _rows(self, memory: int, depth: int, use: str, count: int, length: int) -> Arrays:
+        """Some rows of a set of memory; all plans of that set use them."""
+        known = self._memory.get((memory, depth, use))
         if known is None or len(known) < count * length:
-            known = self._memory[lot, depth, use] = np.empty(count * length, np.float32)
-            self._plans.clear()  # they go on with what was there before
+            room = max(count * length, 0 if known is None else 2 * len(known))  # no new one for each row more
+            known = self._memory[memory, depth, use] = np.empty(room, np.float32)
+            for key in [key for key in self._plans if key[0] == memory]:
+                del self._plans[key]  # they go on with what was there before
         return list(known[: count * length].reshape(count, length))
 
 
@@ -227,6 +234,8 @@ def _room(level: Level, rows: Arrays) -> list[Arrays]:
     return [[next(each) for _ in nodes] for nodes in level.program.nodes_by_rank]
 
 
-def _pieces(arrays: Arrays) -> list[np.ndarray]:
-    """Cut arrays into messages."""
-    return [each[start : start + _PIECE] for each in arrays for start in range(0, len(each), _PIECE)]
+def _messages(level: Level, arrays: Sequence[Arrays]) -> list[tuple[np.ndarray, int]]:
+    """Pieces of the arrays of each place and the rank there, this rank's successor first."""
+    places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
+    return [(each[start : start + _PIECE], level.peers[place]) for place in places if place < len(arrays)
+            for each in arrays[place] for start in range(0, len(each), _PIECE)]  # fmt: skip

@@ -6,145 +6,33 @@ shrink are ULFM's. Without one the launcher ends the job, and none of that happe
 
 from __future__ import annotations
 
-import functools
 import os
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import ParamSpec, TypeVar
 
 from mpi4py import MPI
 
+from hpcinfer.comm.exchange import RepeatedMessages
 from hpcinfer.comm.library import has_threads, is_fault_tolerant
-from hpcinfer.comm.protocol import Buffer, Messages, Pending
+from hpcinfer.comm.mpi_messages import (
+    UNFINISHED,
+    MpiPending,
+    MpiReceive,
+    PersistentMessages,
+    prune,
+    rank_failure,
+    translated,
+)
+from hpcinfer.comm.protocol import Buffer, Exchange, Messages, Pending
 from hpcinfer.comm.waiting import Pause, wait_for
-from hpcinfer.errors import RankFailedError, RevokedError
 from hpcinfer.partition.topology import Location
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def rank_failure(error: MPI.Exception) -> RankFailedError | None:
-    """Turn the MPI's word for a dead rank into ours; None for all other errors."""
-    kind = error.Get_error_class()
-    if kind == MPI.ERR_REVOKED:
-        return RevokedError("the group has been revoked")
-    return RankFailedError("a rank has died") if kind in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING) else None
-
-
-def _translated(method: Callable[P, T]) -> Callable[P, T]:
-    """Raise our errors where a rank has died."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except MPI.Exception as error:
-            raise rank_failure(error) or error from None
-
-    return call
-
-
-_UNFINISHED: deque[tuple[MPI.Request, object]] = deque()  # given up, or of dead groups: MPI may touch their buffers
-
-
-def _prune() -> None:
-    """Let go of the buffers that MPI is done with. What is looked at is nobody else's meanwhile."""
-    for _ in range(len(_UNFINISHED)):
-        with suppress(IndexError):  # another thread has taken it
-            request, buffer = _UNFINISHED.popleft()
-            if not _is_over(request):
-                _UNFINISHED.append((request, buffer))
-
-
-def _is_over(request: MPI.Request) -> bool:
-    try:
-        return bool(request.Test())
-    except MPI.Exception as error:
-        return rank_failure(error) is not None
-
-
-class _Pending:
-    """A non-blocking message; its buffer lives until MPI is done with it."""
-
-    def __init__(self, request: MPI.Request, buffer: object) -> None:
-        self._request, self._buffer = request, buffer
-
-    def __del__(self) -> None:
-        if self._request:
-            _UNFINISHED.append((self._request, self._buffer))
-
-
-class MpiReceive(_Pending):
-    """A message that is to come."""
-
-    @_translated
-    def test(self) -> bool:
-        """Whether it is there."""
-        return bool(self._request.Test())
-
-    def cancel(self) -> None:
-        """Let it come no more."""
-        if self._request:
-            self._request.Cancel()
-
-    def wait(self) -> None:
-        """Return when it is there."""
-        pause = Pause()
-        while not self.test():
-            pause()
-
-
-class MpiPending(_Pending):
-    """A non-blocking send. To a dead rank it has left."""
-
-    def cancel(self) -> None:
-        """Let it leave: nobody writes to its buffer."""
-
-    def wait(self) -> None:
-        """Return when the buffer may be used again."""
-        pause = Pause()
-        while not self.test():
-            pause()
-
-    def test(self) -> bool:
-        """Whether the message has left."""
-        try:
-            return bool(self._request.Test())
-        except MPI.Exception as error:
-            if rank_failure(error) is None:
-                raise
-            return True
-
-
-class MpiExchange:
-    """Messages that are sent and received again and again; their buffers live as long as this."""
-
-    def __init__(self, requests: list[MPI.Prequest], buffers: object) -> None:
-        self._requests, self._buffers = requests, buffers
-
-    @_translated
-    def start(self) -> None:
-        """Let all of them leave and come once more."""
-        MPI.Prequest.Startall(self._requests)
-
-    @_translated
-    def finish(self) -> None:
-        """Wait until all of them have left and come."""
-        pause = Pause()
-        while not MPI.Request.Testall(self._requests):
-            pause()
-
-    def __del__(self) -> None:
-        if not MPI.Is_finalized():
-            for request in self._requests:
-                request.Free()
 
 
 class MpiGroup:
-    """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled."""
+    """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled.
+
+    Making one without a parent is collective.
+    """
 
     def __init__(self, comm: MPI.Comm, parent: MpiGroup | None = None) -> None:
         self._comm = comm
@@ -152,15 +40,15 @@ class MpiGroup:
         self.size: int = comm.Get_size()
         self.locations = None if parent is None else parent._locations_of(comm)
         self.is_tolerant = is_fault_tolerant()
-        self._has_threads = has_threads()
+        self._has_threads: bool = _have_threads(comm) if parent is None else parent._has_threads
         self._failed: frozenset[int] = frozenset()
 
-    @_translated
+    @translated
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self._take_part("Barrier")
 
-    @_translated
+    @translated
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
         """Give every rank root's bytes."""
         length, own = bytearray(8), data if self.rank == root else None
@@ -172,7 +60,7 @@ class MpiGroup:
         self._take_part("Bcast", [buffer, MPI.BYTE], root)
         return bytes(buffer)
 
-    @_translated
+    @translated
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""
         lengths = bytearray(8 * self.size)
@@ -183,13 +71,13 @@ class MpiGroup:
         self._take_part("Allgatherv", [data, MPI.BYTE], [buffer, counts, starts[:-1], MPI.BYTE])
         return [bytes(buffer[starts[r] : starts[r + 1]]) for r in range(self.size)]
 
-    @_translated
+    @translated
     def all_gather(self, send: Buffer, receive: Buffer, counts: Sequence[int]) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into `receive`, by rank, on every rank."""
         whole = [receive, counts, _starts(counts), MPI.FLOAT]
         self._take_part("Allgatherv", [send, counts[self.rank], MPI.FLOAT], whole)
 
-    @_translated
+    @translated
     def gather(self, send: Buffer, receive: Buffer | None, counts: Sequence[int], root: int = 0) -> None:
         """Concatenate float32 buffers of `counts[rank]` elements into root's `receive`."""
         into = [receive, counts, _starts(counts), MPI.FLOAT] if self.rank == root else None
@@ -205,7 +93,7 @@ class MpiGroup:
             request = MPI.REQUEST_NULL
         return MpiPending(request, buffer)
 
-    @_translated
+    @translated
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
         if self._has_threads:
@@ -213,23 +101,27 @@ class MpiGroup:
         else:
             self.start_receive(buffer, peer, tag).wait()
 
-    @_translated
+    @translated
     def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiReceive:
         """Let a buffer of known size come."""
-        if _UNFINISHED:
-            _prune()
+        if UNFINISHED:
+            prune()
         return MpiReceive(self._comm.Irecv(buffer, peer, tag), buffer)
 
     def wait_all(self, pending: Sequence[Pending]) -> None:
         """Wait until all these messages have arrived or left."""
         wait_for(pending, Pause(), lambda: None)
 
-    @_translated
-    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> MpiExchange:
-        """Prepare buffers that are sent and received again and again: the MPI is told once what they are."""
+    @translated
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> Exchange:
+        """Prepare buffers that are sent and received again and again."""
+        if self.is_tolerant:
+            return RepeatedMessages(self, outgoing, incoming, tag)
+        if UNFINISHED:
+            prune()
         requests = [self._comm.Recv_init(buffer, peer, tag) for buffer, peer in incoming]
         requests += [self._comm.Send_init(buffer, peer, tag) for buffer, peer in outgoing]
-        return MpiExchange(requests, (outgoing, incoming))
+        return PersistentMessages(requests, (outgoing, incoming))
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> MpiPending:
         """Start sending bytes of any length; to a dead rank they are lost."""
@@ -246,14 +138,14 @@ class MpiGroup:
         """Begin to wait for something that is looked for again and again."""
         return Pause()
 
-    @_translated
+    @translated
     def probe_bytes_of(self, peer: int, tag: int) -> bytes | None:
         """Take one waiting message of a rank and tag, or None at once."""
         status = MPI.Status()
         message = self._comm.Improbe(peer, tag, status)
         return None if message is None else _take(message, status)
 
-    @_translated
+    @translated
     def probe_bytes(self, tag: int) -> tuple[int, bytes] | None:
         """Take one waiting message of that tag from any living rank: (rank, bytes), or None at once."""
         status = MPI.Status()
@@ -266,12 +158,12 @@ class MpiGroup:
                     raise
                 self._comm.Ack_failed(self.size)  # from now on "any" means those that live
 
-    @_translated
+    @translated
     def split(self, color: int, key: int) -> MpiGroup:
         """Make the group of ranks with the same colour, ordered by key."""
         return MpiGroup(self._comm.Split(color, key), self)
 
-    @_translated
+    @translated
     def duplicate(self) -> MpiGroup:
         """Make a group of the same ranks whose messages are apart. Collective."""
         return MpiGroup(self._comm.Dup(), self)
@@ -328,6 +220,13 @@ class MpiGroup:
 def world_group() -> MpiGroup:
     """The group of all ranks, on a communicator of its own."""
     return MpiGroup(MPI.COMM_WORLD.Dup())
+
+
+def _have_threads(comm: MPI.Comm) -> bool:
+    """Whether several threads may call the MPI of each rank: blocking collectives do not meet non-blocking ones."""
+    answer = bytearray([has_threads()])
+    comm.Allreduce(MPI.IN_PLACE, [answer, MPI.BYTE], MPI.BAND)
+    return bool(answer[0])
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

@@ -39,6 +39,9 @@ class Exchange(Protocol):
             RankFailedError: a rank has died.
         """
 
+    def cancel(self) -> None:
+        """Let what is under way come no more: a rank has died. Not collective."""
+
 
 class Collectives(Protocol):
     """A group of ranks.

@@ -29,6 +29,7 @@ _MOST_BY_NODE = {  # bytes that go through memory where nothing was measured
     "send": 1 << 16,
 }
 _LONG_S, _HARDLY_MORE = 0.0005, 1.25  # of a sum worth hiding; what its halves may take together, of the whole
+_LEAST_ROWS = 32  # of a half
 _CLEARLY = 1.1  # ways that differ by less are alike: their difference is that of two measurements of the same
 OPERATIONS = tuple(_MOST_BY_NODE)
 
@@ -59,35 +60,38 @@ class Selector:
         """
         return functools.cache(partial(_fastest, self._curves_of_sums(locations, spans)))
 
-    def judge(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Callable[[int], bool]:
-        """Make what says whether a sum of so many bytes is to travel in halves, each behind the other's products.
+    def judge(self, locations: Locations, size: int) -> Callable[[int, int], bool]:
+        """Make what says whether a sum is to travel in halves, each behind the other's products, for a group.
 
-        It pays where it is long, and takes as long for each byte in halves: between nodes, over links that are slow.
+        What it makes takes the bytes of the whole, and the rows of the smaller half. It pays where a sum is long and its
+        halves take hardly longer, as over slow links between nodes, and where a half has many rows: few rows take nearly
+        as long as all, since all weights are read for them. Where nothing was measured, sums stay whole.
 
         Not collective.
         """
-        if self.overlap != AUTO or locations is None or len(by_node(locations)) == 1:
-            is_wanted = self.overlap == ALWAYS
-            return lambda num_bytes: is_wanted
-        curves = self._curves_of_sums(locations, spans)
+        curves: Curves = {}
+        if self.overlap == AUTO and locations is not None and len(by_node(locations)) > 1:
+            curves = self._measured(ALL_REDUCE, locations, size, self._names(locations))
 
-        def seconds(num_bytes: int) -> float:
-            return min(interpolate(points, num_bytes) for points in curves.values())
+        def is_worth_it(num_bytes: int, least_rows: int) -> bool:
+            if not curves:
+                return self.overlap == ALWAYS
+            whole, half = (min(interpolate(points, each) for points in curves.values())
+                           for each in (num_bytes, num_bytes // 2))  # fmt: skip
+            return least_rows >= _LEAST_ROWS and whole >= _LONG_S and 2 * half <= _HARDLY_MORE * whole
 
-        @functools.cache
-        def is_long(num_bytes: int) -> bool:
-            whole = seconds(num_bytes)
-            return whole >= _LONG_S and 2 * seconds(num_bytes // 2) <= _HARDLY_MORE * whole
-
-        return is_long
+        return is_worth_it
 
     def _curves_of_sums(self, locations: Locations, spans: Sequence[Sequence[Span]]) -> Curves:
         """What is known of the forms that may be chosen on such a group: measured, else estimated."""
-        names = forms_for(locations)
-        if self.wanted != AUTO:
-            names = (nearest(self.wanted, names),)
+        names = self._names(locations)
         measured = self._measured(ALL_REDUCE, locations, len(spans), names)
         return measured or {name: estimate(FORMS[name], locations, spans) for name in names}
+
+    def _names(self, locations: Locations) -> tuple[str, ...]:
+        """Forms that may be chosen."""
+        names = forms_for(locations)
+        return names if self.wanted == AUTO else (nearest(self.wanted, names),)
 
     def way_chooser(self, locations: Locations, size: int) -> Callable[[str, int], str]:
         """Make what names the way, NODE or MESSAGES, for an operation and a number of bytes, for a group of that size.

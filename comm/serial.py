@@ -18,6 +18,9 @@ class _Nothing:
     def finish(self) -> None:
         """Do nothing."""
 
+    def cancel(self) -> None:
+        """Do nothing."""
+
 
 class _Done:
     """A message that has already left."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcinfer.comm.exchange import RepeatedMessages
 from hpcinfer.comm.protocol import Buffer, Messages, Pending
 from hpcinfer.comm.waiting import wait_for
 from hpcinfer.errors import RankFailedError
@@ -120,9 +121,9 @@ class TolerantGroup:
         """Wait until all these messages have arrived or left; after a death no buffer is written to any more."""
         wait_for(pending, self._line.pause(), self.check)
 
-    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> TolerantExchange:
+    def prepare_exchange(self, outgoing: Messages, incoming: Messages, tag: int) -> RepeatedMessages:
         """Prepare buffers that are sent and received again and again."""
-        return TolerantExchange(self, outgoing, incoming, tag)
+        return RepeatedMessages(self, outgoing, incoming, tag)
 
     def send_bytes(self, data: bytes, peer: int, tag: int = 0) -> Pending:
         """Start sending bytes of any length; to a dead rank they are lost."""
@@ -163,25 +164,6 @@ class TolerantGroup:
 
     def _receive_all(self, buffers: dict[int, Any], tag: int) -> None:
         self.wait_all([self.start_receive(buffer, peer, tag) for peer, buffer in buffers.items()])
-
-
-class TolerantExchange:
-    """Buffers that are sent and received again and again, in messages of their own each time."""
-
-    def __init__(self, group: TolerantGroup, outgoing: Messages, incoming: Messages, tag: int) -> None:
-        self._group, self._outgoing, self._incoming, self._tag = group, outgoing, incoming, tag
-        self._pending: list[Pending] = []
-
-    def start(self) -> None:
-        """Let all of them leave and come once more."""
-        group, tag = self._group, self._tag
-        self._pending = [group.start_receive(buffer, peer, tag) for buffer, peer in self._incoming]
-        self._pending += [group.send(buffer, peer, tag) for buffer, peer in self._outgoing]
-
-    def finish(self) -> None:
-        """Wait until all of them have left and come."""
-        pending, self._pending = self._pending, []
-        self._group.wait_all(pending)
 
 
 def _parts(receive: Buffer | None, counts: Sequence[int]) -> list[np.ndarray]:

@@ -57,7 +57,7 @@ class TreeReducer:
         self._spans_by_rank = [subtrees(run) for run in self.runs]
         selector = selector or Selector()
         self._choose = selector.chooser(group.locations, self._spans_by_rank)
-        self._is_long = selector.judge(group.locations, self._spans_by_rank)
+        self._is_worth_halving = selector.judge(group.locations, group.size)
         self.channel = open_channel(group, room_bytes)  # between the ranks of this node
         self._forms: dict[str, AllReduce] = {}
         self._ways: dict[tuple[int, ...], _Way] = {}
@@ -90,9 +90,17 @@ class TreeReducer:
         """Name the form that a sum of this size takes. Not collective."""
         return self._choose(num_bytes)
 
-    def is_long(self, num_bytes: int) -> bool:
-        """Whether a sum of this size is long enough to be hidden behind other work, in two halves. Not collective."""
-        return self.group.size > 1 and self._is_long(num_bytes)
+    def is_worth_halving(self, num_bytes: int, least_rows: int) -> bool:
+        """Whether a sum of this size is to travel in two halves, behind other work; the smaller one has so many rows.
+
+        Not collective; the same on all ranks.
+        """
+        return self.group.size > 1 and self._is_worth_halving(num_bytes, least_rows)
+
+    def close(self) -> None:
+        """Let go of sums that are under way: a rank has died. Not collective."""
+        for form in self._forms.values():
+            form.close()
 
     def reduce(self, nodes: list[Array]) -> Array:
         """Finish the tree. Collective over tp. See `start`."""

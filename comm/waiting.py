@@ -13,7 +13,7 @@ _NAP_SHARE, _NAP_S = 1 / 16, 0.0002  # a nap is this part of what has been waite
 _LOOKS = 20  # at the first message, before the others are looked at, too: a rank that one of them is of may have died
 
 
-_meanwhile: dict[Callable[[], bool], int] = {}  # what goes on while this process waits, and its thread
+_meanwhile: dict[Callable[[], bool], int] = {}  # what goes on while a thread waits, and which thread
 
 
 def work_meanwhile(turn: Callable[[], bool]) -> None:
@@ -33,14 +33,14 @@ def is_working_meanwhile() -> bool:
 
 
 def turn_meanwhile() -> None:
-    """Call it, where no message is waited for. Not collective."""
+    """Call what goes on meanwhile, where no message is waited for. Not collective."""
     for turn, thread in list(_meanwhile.items()):
         if thread == threading.get_ident() and not turn():
             del _meanwhile[turn]
 
 
 class Pause:
-    """What to do between two looks for a message: give the core away, and nap when it is long in coming."""
+    """What to do between two looks for a message: what goes on meanwhile; then give the core away, or nap."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

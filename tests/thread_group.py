@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcinfer.comm.tolerant import TolerantExchange
+from hpcinfer.comm.exchange import RepeatedMessages
 
 _LIMIT_S = 30  # a thread waits no longer for the others
 
@@ -106,9 +106,9 @@ class ThreadGroup:
         for each in pending:
             each.wait()
 
-    def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> TolerantExchange:
+    def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> RepeatedMessages:
         """Send and receive these buffers again and again."""
-        return TolerantExchange(self, outgoing, incoming, tag)  # type: ignore[arg-type]
+        return RepeatedMessages(self, outgoing, incoming, tag)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Give every rank the bytes of all, by rank."""

@@ -72,7 +72,8 @@ class Replica:
         return self.runner.pipeline.place.is_leader
 
     def close(self) -> None:
-        """Give shared memory back when the replica is over for this rank, as after a death. Not collective."""
+        """Let go of messages and shared memory: the replica is over for this rank, as after a death. Not collective."""
+        self.runner.stage.reducer.close()
         for each in self.operations:
             each.close()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,10 @@ class Cache(NamedTuple):
     is_int8: bool
 
 
+class _Plans(dict[tuple[HeadLayout, int, tuple[int, ...]], AttentionPlan]):
+    """Of a batch, by heads, window and shape of the cache."""
+
+
 class ReferenceKernels:
     """Implements `Kernels` with torch. Several may live in one process, one per thread.
 
@@ -103,8 +108,7 @@ class ReferenceKernels:
         if threads != 1:
             logger.warning("the reference kernels run on one thread, not %d: torch's sums change with threads", threads)
         torch.set_num_threads(1)
-        self._plans: dict[tuple[HeadLayout, int, tuple[int, ...]], AttentionPlan] = {}
-        self._planned_step: StepInput | None = None
+        self._plans: deque[tuple[StepInput, _Plans]] = deque(maxlen=2)  # a batch may come in halves
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: kernel set, library versions, and the digest of a short probe."""
@@ -291,12 +295,14 @@ class ReferenceKernels:
         return heads.view(num_tokens, num_grains, columns)
 
     def _plan(self, step: StepInput, layout: HeadLayout, window: int, cache_shape: tuple[int, ...]) -> AttentionPlan:
-        if step is not self._planned_step:
-            self._plans, self._planned_step = {}, step
+        plans = next((plans for known, plans in self._plans if known is step), None)
+        if plans is None:
+            plans = _Plans()
+            self._plans.append((step, plans))
         key = (layout, window, cache_shape)
-        if key not in self._plans:
-            self._plans[key] = plan_attention(step, layout, window, cache_shape)
-        return self._plans[key]
+        if key not in plans:
+            plans[key] = plan_attention(step, layout, window, cache_shape)
+        return plans[key]
 
     def split_heads(self, x: Tensor, layout: HeadLayout) -> Tensor:
         """[T, G, U] without the padded head columns: [T, N, H]."""

@@ -41,8 +41,11 @@ class Reducer(Protocol):
     def finish(self, total: Sum) -> Array:
         """Wait for a sum. Collective over tp."""
 
-    def is_long(self, num_bytes: int) -> bool:
-        """Whether a sum of this size is to be hidden behind other work, in two halves. Not collective."""
+    def is_worth_halving(self, num_bytes: int, least_rows: int) -> bool:
+        """Whether a sum of this size is to travel in two halves, behind other work. Not collective."""
+
+    def close(self) -> None:
+        """Let go of sums that are under way: a rank has died. Not collective."""
 
     @property
     def traffic(self) -> Traffic:
@@ -55,7 +58,6 @@ class _Part:
 
     step: StepInput
     x: Array  # [T, D]
-    nodes_shape: tuple[int, int, int]  # of what each half of a layer gives
     total: Sum | None = None  # under way, to be added to x
     bias: Array | None = None  # of it
 
@@ -115,11 +117,13 @@ class Stage:
         parts = self._parts(step, self._embed(step) if self.plan.is_first else hidden)
         for layer, cache in zip(self.weights.layers, self.cache, strict=True):
             for part in parts:
-                x, room = self._settle(part), reducer.room(part.nodes_shape)
+                x = self._settle(part)
+                room = reducer.room((len(spans), *x.shape))
                 nodes = kernels.attention(x, layer.attention, part.step, cache, spans, room)
                 part.total, part.bias = reducer.start(nodes), layer.o_bias
             for part in parts:
-                x, room = self._settle(part), reducer.room(part.nodes_shape)
+                x = self._settle(part)
+                room = reducer.room((len(spans), *x.shape))
                 part.total, part.bias = reducer.start(kernels.mlp(x, layer.mlp, spans, room)), layer.down_bias
             if each_layer is not None:
                 each_layer()
@@ -129,13 +133,11 @@ class Stage:
 
     def _parts(self, step: StepInput, x: Array) -> list[_Part]:
         """The batch, in halves where their sums are to travel behind each other's products."""
-        hidden, num_nodes, start = self.config.hidden_size, len(self.reducer.spans), 0
-        parts = []
-        for each in halves(step) if self.reducer.is_long(4 * len(step.positions) * hidden) else [step]:
-            stop = start + len(each.positions)
-            parts.append(_Part(each, x[start:stop], (num_nodes, stop - start, hidden)))
-            start = stop
-        return parts
+        num_bytes, cut = 4 * len(step.positions) * self.config.hidden_size, halves(step)
+        if len(cut) < 2 or not self.reducer.is_worth_halving(num_bytes, min(len(each.positions) for each in cut)):
+            return [_Part(step, x)]
+        first, second = cut
+        return [_Part(first, x[: len(first.positions)]), _Part(second, x[len(first.positions) :])]
 
     def _settle(self, part: _Part) -> Array:
         """Wait for the sum that is under way, and add it. Collective over tp."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import TYPE_CHECKING
@@ -99,8 +100,7 @@ class Delivery:
 
         Not collective, but the others do the same.
         """
-        if not self.is_over:
-            self._try_to_move()
+        self._try_to_move()
         return not self.is_over
 
     def wait_for_change(self) -> None:
@@ -161,21 +161,30 @@ class Delivery:
     def _pass_moment(self) -> None:
         """Move what can move, or wait for a moment if nothing can."""
         seen = self._num_changes
-        if not self.is_over and not self._try_to_move():
+        if not self._try_to_move() and not self.is_over:
             self._pause(seen)
 
     def _try_to_move(self) -> bool:
-        has_moved = False
+        """Move what can move now, unless all is over; returns whether something has moved."""
+        if self.is_over:
+            return False
+        is_over = True
         try:
             has_moved = self._move_all()
+            is_over = not (self._rest or self._coming or self._num_leaving())
         except BaseException as error:
             self._error = error
             for way in (way for portion in self._coming for way in portion.ways):
-                way.give_up()
-        if self._error is not None or not (self._rest or self._coming or self._num_leaving()):
-            self._readers.shutdown(wait=self._error is None, cancel_futures=True)
-            self.is_over = True
-            self._wake()
+                with suppress(Exception):  # the first error is the one to be told
+                    way.give_up()
+            if not isinstance(error, Exception):
+                raise
+            return False
+        finally:
+            if is_over:
+                self._readers.shutdown(wait=self._error is None, cancel_futures=True)
+                self.is_over = True
+                self._wake()
         return has_moved
 
     def _move_all(self) -> bool:
@@ -216,9 +225,8 @@ class Delivery:
             way.tags[rank] = self._tags.following(self.group.rank, rank, count)
         return way
 
-    def _read(self, ways: Sequence[Way]) -> None:
+    def _read(self, ways: Sequence[Way], *, is_shared: bool = False) -> None:
         units = [unit for way in ways for unit in way.unit_reads()]
-        is_shared = any(way.share.is_told for way in ways)
         reading = self._readers.submit(self._store.read_into, units, is_shared=is_shared)
         reading.add_done_callback(lambda _: self._wake())
         for way in ways:
@@ -227,7 +235,7 @@ class Delivery:
     def _receive(self, way: Way, sender: int) -> None:
         try:
             if not self._senders.let_come(way, sender):
-                self._read([way])
+                self._read_instead(way)
         except RankFailedError as error:
             self._give_up(way, error)
 
@@ -264,7 +272,7 @@ class Delivery:
         try:
             if not self._senders.listen(way, sender) and way.reading is None:
                 log.info("rank %d sends no weights: they are read from the store", sender)
-                self._read([way])  # should the message come after all, it brings the same bytes
+                self._read_instead(way)  # should the message come after all, it brings the same bytes
         except RankFailedError as error:
             self._give_up(way, error)
 
@@ -274,7 +282,11 @@ class Delivery:
             raise error
         way.give_up()
         if way.reading is None:
-            self._read([way])
+            self._read_instead(way)
+
+    def _read_instead(self, way: Way) -> None:
+        """Read what another rank was to send; others of the node may use the memory already, if they share it."""
+        self._read([way], is_shared=way.share.is_told or bool(way.share.told))
 
     def _send(self, way: Way, portion: Coming) -> None:
         for rank, tags in way.tags.items():
@@ -305,7 +317,7 @@ class Delivery:
 
     def _pause(self, seen: int) -> None:
         """Wait until something has changed; messages must be looked for."""
-        is_talking = bool(self._leaving) or any(way.receiving for portion in self._coming for way in portion.ways)
+        is_talking = bool(self._leaving) or any(portion.is_talking for portion in self._coming)
         with self._change:
             self._change.wait_for(lambda: self._num_changes != seen, _NAP_S if is_talking else None)
 

@@ -85,6 +85,11 @@ class Coming:
         """Whether all of it has come; then all that is to be passed on is on its way."""
         return all(way.is_here for way in self.ways)
 
+    @property
+    def is_talking(self) -> bool:
+        """Whether messages of it are under way."""
+        return bool(self.leaving) or any(way.receiving for way in self.ways)
+
 
 @dataclass
 class Leaving:

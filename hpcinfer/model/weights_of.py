@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hpcinfer.comm.waiting import turn_meanwhile
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import SCALES, round_to, to_float32
 from hpcinfer.kernels.protocol import Array, AttentionShape, AttentionWeights, Kernels, Linear, MlpWeights, Weight
@@ -88,7 +89,11 @@ def load_stage(store: WeightSource, kernels: Kernels, plan: ShardPlan, options: 
     Raises:
         StoreError: a damaged store.
     """
-    embed, *layers, head = load_parts(store, kernels, plan, options)
+    parts = []
+    for part in load_parts(store, kernels, plan, options):
+        parts.append(part)
+        turn_meanwhile()
+    embed, *layers, head = parts
     return LoadedStage(embed, tuple(layers), head)
 
 

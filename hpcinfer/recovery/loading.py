@@ -80,11 +80,7 @@ class JobLoading:
         stage = ArrivingStage(
             lambda: _parts(delivery, kernels, plan, options), len(plan.layers), num_bytes, metrics, delivery.start_s,
         )  # fmt: skip
-        if has_threads():
-            delivery.start()
-        else:
-            work_meanwhile(delivery.turn)
-        self._delivery = delivery
+        self._set_going(delivery)
         stage.start()
         self._stage, self._held = stage, HeldWeights(store.config, kernels, plan, stage)
         return stage
@@ -102,11 +98,7 @@ class JobLoading:
         if any(group.rank in replica.members for replica in self._layout.replicas):
             delivery = self._make_delivery(group)
             delivery.pass_on()
-            self._delivery = delivery
-            if has_threads():
-                delivery.start()
-            else:
-                work_meanwhile(delivery.turn)
+            self._set_going(delivery)
 
     def held(self) -> HeldWeights | None:
         """What this rank has loaded, and what is still to come; None if that has not begun, or is over."""
@@ -176,6 +168,14 @@ class JobLoading:
             for place, rank in enumerate(members)
         }
         return job_of(store, plans, nodes)
+
+    def _set_going(self, delivery: Delivery) -> None:
+        """Have messages seen to by a thread, or by this one whenever it waits."""
+        if has_threads():
+            delivery.start()
+        else:
+            work_meanwhile(delivery.turn)
+        self._delivery = delivery
 
     def _make_delivery(self, group: Collectives) -> Delivery:
         """Plan what this rank reads, receives and sends."""

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from thread_group import run_ranks
 
 from hpcinfer.comm import tree as tree_module
+from hpcinfer.comm.exchange import RepeatedMessages
 from hpcinfer.comm.forms import FORMS, forms_for
 from hpcinfer.comm.node.library import load
 from hpcinfer.comm.selector import Selector
+from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.config import EngineOptions
 from hpcinfer.partition.grains import Span, tree_reduce
@@ -126,6 +128,40 @@ def test_a_sum_may_begin_before_the_one_before_it_has_ended(form):
         return [*totals, reducer.finish(before).tobytes()]
 
     assert run_ranks(8, work) == [[whole(each) for each in values]] * 8
+
+
+def test_receives_of_sums_that_nobody_ends_are_cancelled():
+    class Coming:
+        def __init__(self):
+            self.is_cancelled = False
+
+        def cancel(self):
+            self.is_cancelled = True
+
+    class Lonely(SerialGroup):
+        size, locations = 3, None
+
+        def __init__(self):
+            self.coming = []
+
+        def start_receive(self, buffer, peer, tag=0):
+            self.coming.append(Coming())
+            return self.coming[-1]
+
+        def send(self, buffer, peer, tag=0):
+            return Coming()
+
+        def prepare_exchange(self, outgoing, incoming, tag):
+            return RepeatedMessages(self, outgoing, incoming, tag)
+
+    group = Lonely()
+    reducer = TreeReducer(group, 8, empty, Selector("two_shot"))
+    nodes = own_nodes(reducer, values_of(8, (20, 100)))
+    reducer.start(nodes), reducer.start(nodes)
+    with pytest.raises(AssertionError, match="two sums are under way"):
+        reducer.start(nodes)
+    reducer.close()
+    assert len(group.coming) >= 4 and all(each.is_cancelled for each in group.coming)
 
 
 def sends_of(form, locations=PAIRS, length=4096):

@@ -41,15 +41,18 @@ def test_an_operation_takes_the_way_that_was_faster_for_its_size():
     ((900e-6, 1000e-6), False),  # two halves would take twice as long
     ((900e-6, 90e-3), True),
 ])
-def test_sums_that_are_long_and_as_long_in_halves_are_hidden(seconds, is_long):
+def test_long_sums_that_take_hardly_longer_in_halves_are_hidden(seconds, is_long):
     curves = {"leader": [Point(1, seconds[0]), Point(1 << 20, seconds[1])],
               "two_shot": [Point(1, 1.0), Point(1 << 20, 1.0)]}  # fmt: skip
     table = {"2+2+2+2": {"all_reduce": curves}, "8": {"all_reduce": curves}}
-    assert Selector(table=table).judge(PAIRS, SPANS)(1 << 20) is is_long
-    assert Selector("two_shot", table).judge(PAIRS, SPANS)(1 << 20) is False  # 1 s, whatever the size
-    assert Selector(table=table).judge(locations_of([0] * 8), SPANS)(1 << 20) is False  # in memory there is no wait
+    judge = Selector(table=table).judge(PAIRS, 8)
+    assert judge(1 << 20, 32) is is_long
+    assert not judge(1 << 20, 31)  # few rows: both halves read all weights
+    assert not Selector("two_shot", table).judge(PAIRS, 8)(1 << 20, 32)  # 1 s, whatever the size
+    assert not Selector(table=table).judge(locations_of([0] * 8), 8)(1 << 20, 32)  # in memory there is no wait
+    assert not Selector().judge(PAIRS, 8)(1 << 30, 1000)  # nobody has measured
     for overlap in ("always", "never"):
-        assert Selector(table=table, overlap=overlap).judge(PAIRS, SPANS)(1 << 20) is (overlap == "always")
+        assert Selector(table=table, overlap=overlap).judge(PAIRS, 8)(1 << 20, 1) is (overlap == "always")
 
 
 def test_without_a_table_every_operation_has_a_way():

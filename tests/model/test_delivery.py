@@ -280,3 +280,28 @@ def test_no_thread_is_left(path):
         take_all(one)
         one.wait()
         assert not [each.name for each in set(threading.enumerate()) - before if "weights" in each.name]
+
+
+def test_what_fails_is_told_though_it_cannot_be_cleared_up_and_nothing_is_left_to_do(path, monkeypatch):
+    def fail(*_):
+        raise OSError("flipped")
+
+    with Store.open(path) as store:
+        one = make_delivery(store, layout_of((1, 1)), SerialGroup())
+        monkeypatch.setattr(one, "_move", fail)
+        monkeypatch.setattr(delivery.Way, "give_up", fail)
+        assert not one.turn() and one.is_over
+        with pytest.raises(OSError, match="flipped"):
+            one.read("embed_tokens.weight")
+
+
+def test_an_interrupted_turn_ends_loading_and_interrupts(path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with Store.open(path) as store:
+        one = make_delivery(store, layout_of((1, 1)), SerialGroup())
+        monkeypatch.setattr(one, "_move", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            one.turn()
+        assert one.is_over and not one.turn()

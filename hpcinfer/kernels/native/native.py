@@ -1,6 +1,7 @@
 """The native kernels: numpy arrays, C functions. A CPU job that uses them never imports torch."""
 
 import logging
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,8 +67,7 @@ class NativeKernels:
         self._runtime = self._owned(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
         if (found := self._lib.hpc_runtime_threads(self._runtime)) < threads:
             logger.warning("%d threads instead of %d: OMP_THREAD_LIMIT, or a build without OpenMP", found, threads)
-        self._step_input: StepInput | None = None
-        self._step_struct: Prepared | None = None
+        self._steps: deque[tuple[StepInput, Prepared]] = deque(maxlen=2)  # a batch may come in halves
         self._spans: dict[tuple[tuple[int, int], ...], Any] = {}
 
     def profile(self) -> dict[str, str]:
@@ -278,12 +278,15 @@ class NativeKernels:
         return Prepared(struct, tuple(held.values()))
 
     def _step(self, step: StepInput) -> Prepared:
-        if step is not self._step_input or self._step_struct is None:
-            names = ("positions", "slots", "query_starts", "context_lens", "block_tables", "table_starts")
-            arrays = {name: np.ascontiguousarray(getattr(step, name), np.int64) for name in names}
-            sizes = {"num_tokens": len(step.positions), "num_sequences": len(step.context_lens)}
-            self._step_input, self._step_struct = step, self._prepare("hpc_step *", sizes, **arrays)
-        return self._step_struct
+        for known, struct in self._steps:
+            if known is step:
+                return struct
+        names = ("positions", "slots", "query_starts", "context_lens", "block_tables", "table_starts")
+        arrays = {name: np.ascontiguousarray(getattr(step, name), np.int64) for name in names}
+        sizes = {"num_tokens": len(step.positions), "num_sequences": len(step.context_lens)}
+        struct = self._prepare("hpc_step *", sizes, **arrays)
+        self._steps.append((step, struct))
+        return struct
 
     def _span_array(self, spans: list[tuple[int, int]]) -> Any:
         key = tuple(spans)
