@@ -111,6 +111,18 @@ def test_native_and_reference_kernels_agree(model):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
+def test_heads_that_a_grain_does_not_hold_are_left_out_of_products():
+    random, kernels = np.random.default_rng(0), create_kernels("native")
+    layout = HeadLayout(64, 2, (2, 2, 1), (0, 0, 0, 0, 0))
+    q, k, v = (Linear(random_weight(random, "int8", *sizes, 32)) for sizes in ((3, 128), (1, 64), (1, 64)))
+    weights = AttentionWeights(np.ones(32, np.float32), q, k, v, random_weight(random, "int8", 3, 32, 128))
+    shape = AttentionShape(layout, 1e-5, kernels.rope_table(8, 64, 1e4, RopeScaling()))
+    layer = kernels.prepare_attention(weights, shape)
+    qkv, o = layer.struct.qkv, layer.struct.o
+    assert [qkv.listed_panels[i] for i in range(qkv.num_listed)] == [*range(10), *range(12, 16)]
+    assert [o.true_inputs[grain] for grain in range(3)] == [128, 128, 64]
+
+
 @settings(max_examples=20)
 @given(
     model=st.sampled_from(MODELS), threads=st.sampled_from([1, 2, 3]), chunk=st.sampled_from([1, 7, 64, 130]),

@@ -226,6 +226,43 @@ def test_many_rows_are_the_same_rows():
             assert (product(weight, rows[start : start + 100])[0] == whole[start : start + 100]).all(), dtype
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, dtype=dtypes, num_rows=st.integers(1, 40),
+       true_inputs=st.lists(st.integers(0, 70), min_size=2, max_size=4))  # fmt: skip
+def test_padded_inputs_that_are_left_out_change_no_bit(seed, dtype, num_rows, true_inputs):
+    rng = np.random.default_rng(seed)
+    shape = (len(true_inputs), 40, max(max(true_inputs), 1))
+    weight, rows = pack(random_weight(rng, shape, dtype), shape[2]), random_rows(rng, num_rows, shape)
+    for grain, count in enumerate(true_inputs):
+        rows[:, grain, count:] = 0
+    counts = np.array(true_inputs)
+    for isa in ISAS:
+        lib.hpc_use(isa.encode())
+        weight.true_inputs = ffi.NULL
+        whole = product(weight, rows)
+        weight.true_inputs = pointer(counts, "int64_t")
+        np.testing.assert_array_equal(product(weight, rows), whole)
+        if weight.kind == lib.HPC_FLOAT32:
+            garbage = np.where(np.arange(shape[2]) < counts[:, None], rows, GUARD)
+            np.testing.assert_array_equal(product(weight, garbage), whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, dtype=dtypes, num_rows=st.integers(1, 40), is_listed=st.lists(st.booleans(), min_size=5, max_size=5))
+def test_panels_that_are_not_listed_are_left_out_and_no_others(seed, dtype, num_rows, is_listed):
+    rng = np.random.default_rng(seed)
+    shape = (1, 4 * lib.HPC_PANEL + 7, 70)
+    weight, rows = pack(random_weight(rng, shape, dtype), shape[2]), random_rows(rng, num_rows, shape)
+    [whole] = product(weight, rows)
+    listed = np.flatnonzero(is_listed)
+    weight.listed_panels, weight.num_listed = pointer(listed, "int64_t"), len(listed)
+    columns = np.repeat(is_listed, lib.HPC_PANEL)[: shape[1]]
+    for threads in RUNTIMES:
+        [found] = product(weight, rows, threads=threads)
+        np.testing.assert_array_equal(found[:, columns], whole[:, columns])
+        assert np.isnan(found[:, ~columns]).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, tp=st.integers(1, 8), dtype=dtypes, num_rows=st.integers(0, 20), num_out=st.integers(1, 40),
        num_in=st.integers(1, 40))  # fmt: skip

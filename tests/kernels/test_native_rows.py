@@ -16,6 +16,7 @@ ffi, lib = native.ffi, native.lib
 ISAS = ffi.string(lib.hpc_isas()).decode().split()
 GROUP = lib.HPC_GROUP
 GUARD = 7777.0
+UNTOUCHED = 12345
 NUMBERS = np.concatenate([np.linspace(-100, 88.7, 100_003), np.linspace(-1, 1, 1001), [0.0, -0.0]]).astype(np.float32)
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, -1.0], np.float32)
 RUNTIMES = {threads: ffi.gc(lib.hpc_runtime_new(threads), lib.hpc_runtime_free) for threads in (1, 2, 3)}
@@ -54,10 +55,11 @@ def pointer(array, kind="float"):
 class Rows:
     """An hpc_rows of our own: float32 or codes."""
 
-    def __init__(self, num_rows, grains, num_in, *, quantised, places=0):
+    def __init__(self, num_rows, grains, num_in, *, quantised, places=0, only_totals=False):
         padded = -(-num_in // GROUP) * GROUP
         self.struct = ffi.new("hpc_rows *", {"num_rows": num_rows, "grains": grains, "num_in": num_in,
-                                             "padded_in": padded, "stride": grains * num_in})
+                                             "padded_in": padded, "stride": grains * num_in,
+                                             "only_totals": only_totals})
         shapes = {"values": ((num_rows, grains, num_in), np.float32)}
         if quantised:
             shapes = {"codes": ((num_rows, grains, padded), np.int8), "scales": ((num_rows, grains), np.float32),
@@ -106,9 +108,11 @@ def silu_mul(gate_up, *, quantised):
     return everywhere(run)
 
 
-def quantise(values):
+def quantise(values, *, only_totals=False):
     def run(runtime, places):
-        rows = Rows(*values.shape, quantised=True, places=places)
+        rows = Rows(*values.shape, quantised=True, places=places, only_totals=only_totals)
+        if only_totals:
+            rows.parts["sums"][1][..., :-1] = UNTOUCHED
         _, part = moved(values, places)
         lib.hpc_quantise(runtime, pointer(part), rows.struct)
         return rows.results()
@@ -221,6 +225,14 @@ def test_silu_of_large_numbers_is_finite():
 def test_quantised_rows_are_what_is_defined(seed, num_rows, grains, size):
     values = random_rows(seed, num_rows, grains, size)
     assert_codes(quantise(values), expected_codes(values))
+
+
+def test_sums_of_groups_are_left_out_where_only_totals_are_asked_for():
+    values = random_rows(3, 5, 2, 100)
+    found, expected = quantise(values, only_totals=True), expected_codes(values)
+    assert (found["sums"][..., :-1] == UNTOUCHED).all()
+    expected["sums"][..., :-1] = UNTOUCHED
+    assert_codes(found, expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 2e-35, 1e38])

@@ -144,8 +144,10 @@ class NativeKernels:
             head_columns=_head_columns(layout.grain_heads, layout.head_size, columns),
             kv_of_head=np.array(layout.kv_of_head, np.int64),
         )  # fmt: skip
+        lists = self._packer.leave_padding_out(prepared.struct.qkv, prepared.struct.o, layout)
         parts = side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
-        return prepared._replace(parts={**parts, "o_proj": Part(prepared.struct.o, hidden, is_row=True)})
+        parts["o_proj"] = Part(prepared.struct.o, hidden, is_row=True)
+        return prepared._replace(parts=parts, held=(*prepared.held, *lists))
 
     def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
         """Pack the MLP half of a layer: gate and up side by side."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from hpcinfer.dtypes import GROUP
 from hpcinfer.kernels.native.library import Library
-from hpcinfer.kernels.protocol import Linear, Weight
+from hpcinfer.kernels.protocol import HeadLayout, Linear, Weight
 
 _KINDS = ("float32", "bfloat16", "float16", "int8", "int4")  # HPC_FLOAT32, … HPC_INT4
 
@@ -42,6 +42,23 @@ class Packer:
         for grain in range(grains):
             self._fill(packed, grain, 0, cut(weight, range(grain, grain + 1)))
         return packed
+
+    def leave_padding_out(self, qkv: Any, o: Any, layout: HeadLayout) -> tuple[np.ndarray, ...]:
+        """Have products pass over heads that a grain has room for and does not hold.
+
+        Returns:
+            Arrays that must live as long as the weights.
+        """
+        heads = np.array(layout.grain_heads, np.int64)
+        if (heads == layout.heads_per_grain).all():
+            return ()
+        inputs = heads * layout.head_size
+        is_true = np.ones(qkv.num_out, bool)
+        is_true[: o.grains * o.num_in] = (np.arange(o.num_in) < inputs[:, None]).ravel()
+        panels = np.flatnonzero(np.logical_or.reduceat(is_true, np.arange(0, qkv.num_out, self._lib.HPC_PANEL)))
+        qkv.listed_panels, qkv.num_listed = self._library.pointer("int64_t[]", panels), len(panels)
+        o.true_inputs = self._library.pointer("int64_t[]", inputs)
+        return panels, inputs
 
     def give_back(self, part: Part, units: range, outs: range | None = None) -> Weight:
         """Some outputs of some units of a packed weight, all outputs if `outs` is None, as they were."""

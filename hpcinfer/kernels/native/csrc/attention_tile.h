@@ -1,5 +1,5 @@
 /* Register tiles of attention: some rows with the keys of one tile. See attention.h for the expressions. */
-enum { ATTEND_ROWS = 6, ATTEND_VECTORS = 4, PANELS = HPC_TILE / HPC_LANES, CACHE_LINE = 64 };
+enum { ATTEND_ROWS = 6, ATTEND_VECTORS = 4, PANELS = HPC_TILE / HPC_LANES };
 
 /* Vectors of a register tile of so many rows: what the registers of a product's tile (simd.h) hold, 1 to 4. */
 #define VECTORS_OF(rows) \

@@ -122,6 +122,18 @@ static void norm_and_rotate(const hpc_attention_layer *layer, float *head, const
     rotate(head, half, rope, rope + half);
 }
 
+/* Asks memory for the slot of a token, in all KV heads: the rows of a key are far apart. */
+static void ask_for_slot(const hpc_cache *cache, int64_t slot) {
+    const int64_t bytes = element_bytes(cache->dtype), padded = padded_lanes(cache->head_size);
+    for (int64_t head = 0; head < cache->num_kv_heads; head++) {
+        const int64_t panel = panel_of(cache, slot, head), place = panel * HPC_LANES + slot % HPC_LANES;
+        const char *keys = cache->keys + panel * cache->head_size * HPC_LANES * bytes;
+        const char *values = cache->values + place * padded * bytes;
+        for (int64_t i = 0; i < cache->head_size * HPC_LANES * bytes; i += CACHE_LINE) __builtin_prefetch(keys + i, 1);
+        for (int64_t i = 0; i < padded * bytes; i += CACHE_LINE) __builtin_prefetch(values + i, 1);
+    }
+}
+
 /* Norms and rotates q (in place) and k of each token, and writes k and v into the token's slot. */
 static void rotate_and_store(
     const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, float *qkv, int thread, int threads
@@ -129,6 +141,8 @@ static void rotate_and_store(
     const int64_t head_size = layer->head_size, num_kv_heads = layer->num_kv_heads;
     const hpc_part part = part_of(step->num_tokens, thread, threads);
     for (int64_t token = part.first; token < part.last; token++) {
+        const int64_t *next = step->slots + token + 1;
+        if (token + 1 < part.last && next[0] != next[-1] + 1) ask_for_slot(cache, next[0]);
         float *q = qkv + token * layer->qkv->num_out, *k = q + layer->grains * layer->grain_columns;
         const float *v = k + num_kv_heads * head_size, *rope = layer->rope + step->positions[token] * head_size;
         for (int64_t head = 0; head < layer->num_heads; head++)

@@ -9,13 +9,14 @@
 /* Scratch rows as input of a product with `weight`: float32, or codes where the weight is quantised. */
 static hpc_rows make_rows(hpc_runtime *runtime, int set, int64_t num_rows, const hpc_weight *weight) {
     const int64_t runs = num_rows * weight->grains, first = set * HPC_PER_SET;
-    hpc_rows rows = {num_rows, weight->grains, weight->num_in, weight->padded_in, NULL, 0, NULL, NULL, NULL};
+    hpc_rows rows = {num_rows, weight->grains, weight->num_in, weight->padded_in, NULL, 0, NULL, NULL, NULL, 0};
     if (weight->kind == HPC_FLOAT32) {
         rows.stride = weight->grains * weight->num_in;
         rows.values = hpc_scratch(runtime, first + HPC_ROWS, num_rows * rows.stride * 4);
     } else {
         rows.codes = hpc_scratch(runtime, first + HPC_CODES, runs * weight->padded_in);
         rows.scales = hpc_scratch(runtime, first + HPC_SCALES, runs * 4);
+        rows.only_totals = weight->kind == HPC_INT8;
         rows.sums = hpc_scratch(runtime, first + HPC_SUMS, runs * (weight->padded_in / HPC_GROUP + 1) * 4);
     }
     return rows;
@@ -50,8 +51,8 @@ static void attention_half(
             end_phase(runtime, thread, HPC_OTHER);
         }
         product(layer->o, &outputs, spans, num_spans, NULL, nodes, thread, threads);
-        end_phase(runtime, thread, HPC_PRODUCTS);
     }
+    add_seconds(runtime, HPC_PRODUCTS);
 }
 
 static void mlp_half(
@@ -73,8 +74,8 @@ static void mlp_half(
         silu_mul_rows(gate_up, &inner, thread, threads);
         end_phase(runtime, thread, HPC_OTHER);
         product(layer->down, &inner, spans, num_spans, NULL, nodes, thread, threads);
-        end_phase(runtime, thread, HPC_PRODUCTS);
     }
+    add_seconds(runtime, HPC_PRODUCTS);
 }
 
 static void head_logits(
@@ -89,8 +90,8 @@ static void head_logits(
         rms_norm_rows(x, index, head->norm, (float)head->eps, &normed, thread, threads);
         end_phase(runtime, thread, HPC_OTHER);
         product(head->weight, &normed, ALL, 1, NULL, logits, thread, threads);
-        end_phase(runtime, thread, HPC_PRODUCTS);
     }
+    add_seconds(runtime, HPC_PRODUCTS);
 }
 
 /* A product alone, for tests: quantises its rows if the weight is quantised. */

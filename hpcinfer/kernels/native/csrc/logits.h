@@ -1,5 +1,7 @@
 /* Rows around the layers: embedding, residuals, and what sampling asks of logits. */
 
+enum { TEAM_ROWS = 8 }; /* fewer are done before a team has come together */
+
 /* A row of a table as float32, -0 as 0: as it is when ranks add their zeros. */
 static void embed_row(int64_t dtype, const char *table, float scale, int64_t first, int64_t n, float *out) {
     const vf factor = vf_set1(scale);
@@ -26,7 +28,7 @@ static void embed(
     int64_t num_columns, const int64_t *grain_starts, const int64_t *grain_sizes, int64_t grains,
     const int64_t *token_ids, int64_t num_tokens, float *out
 ) {
-#pragma omp parallel for num_threads(runtime->threads)
+#pragma omp parallel for num_threads(runtime->threads) if (num_tokens >= TEAM_ROWS)
     for (int64_t token = 0; token < num_tokens; token++) {
         const int64_t row = row_of_id(token_ids[token], grain_starts, grain_sizes, grains, rows_per_grain);
         float *target = out + token * num_columns;
@@ -54,7 +56,7 @@ static void add_residual(
     hpc_runtime *runtime, const float *x, const float *total, const float *bias, int64_t num_rows, int64_t num_columns,
     float *out
 ) {
-#pragma omp parallel for num_threads(runtime->threads)
+#pragma omp parallel for num_threads(runtime->threads) if (num_rows >= TEAM_ROWS)
     for (int64_t row = 0; row < num_rows; row++) {
         const int64_t first = row * num_columns;
         add_residual_row(x + first, total + first, bias, num_columns, out + first);
@@ -92,7 +94,7 @@ static void argmax(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
     float *values, int64_t *places
 ) {
-#pragma omp parallel for num_threads(runtime->threads)
+#pragma omp parallel for num_threads(runtime->threads) if (num_rows > 1)
     for (int64_t row = 0; row < num_rows; row++)
         argmax_row(logits + row * grains * columns, sizes, grains, columns, values + row, places + row);
 }

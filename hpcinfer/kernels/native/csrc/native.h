@@ -21,11 +21,15 @@ enum { HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER, HPC_NUM_PHASES };
  *   int8:    [padded_in / 4][32][4] bytes (code + 128), then [32] float scales
  *   int4:    per group of 32 inputs [4][32][4] bytes (low nibble: codes + 8 of inputs 8j .. 8j+3, high nibble: of
  *            8j+4 .. 8j+7), then [32] bfloat16 scales
- * padded_in is num_in rounded up to HPC_GROUP (int8, int4); the codes added are zero. */
+ * padded_in is num_in rounded up to HPC_GROUP (int8, int4); the codes added are zero.
+ * Where a grain has less than it has room for, products need not compute with the zeros: panels that are not listed are
+ * left out, and so are inputs of a grain from true_inputs on. */
 typedef struct {
     int64_t kind, grains, num_out, num_in, padded_in, panel_bytes;
     char *panels;
     int64_t total_bytes;
+    const int64_t *listed_panels, *true_inputs;          /* ascending, [G]; NULL for all */
+    int64_t num_listed;
 } hpc_weight;
 
 /* Input rows of a product: num_rows rows of `grains` runs of num_in values. As float32 (row t, grain g at
@@ -38,6 +42,7 @@ typedef struct {
     int8_t *codes;   /* [T][grains][padded_in] */
     float *scales;   /* [T][grains] */
     int32_t *sums;   /* [T][grains][padded_in / HPC_GROUP + 1] */
+    int64_t only_totals; /* the sums of groups are left out: int8 weights do not need them */
 } hpc_rows;
 
 /* The integers of one batch: hpcinfer.kernels.protocol.StepInput. */

@@ -57,7 +57,7 @@ hpc_weight *hpc_weight_new(int64_t kind, int64_t grains, int64_t num_out, int64_
     const int64_t num_panels = round_up(num_out, HPC_PANEL) / HPC_PANEL;
     /* The page after the last panel lets kernels read ahead, and makes an empty weight a mapping like any other. */
     const int64_t bytes = round_up(num_panels * grains * panel_bytes + 1, 4096);
-    *weight = (hpc_weight){kind, grains, num_out, num_in, padded_in, panel_bytes, new_pages(bytes), bytes};
+    *weight = (hpc_weight){kind, grains, num_out, num_in, padded_in, panel_bytes, new_pages(bytes), bytes, NULL, NULL, 0};
     if (weight->panels) return weight;
     free(weight);
     return NULL;

@@ -1,12 +1,15 @@
 /* Products of rows with packed weights: register tiles of some rows and one panel of outputs, trees over grains. */
 
 #define UNROLL _Pragma("GCC unroll 16")
-/* Registers are for the sums of a tile: the compiler shall not carry `array` in them from one turn of a loop on. */
-#define KEEP_IN_MEMORY(array) __asm__ volatile("" : : "r"(array) : "memory")
+/* An address for every three rows: with one for each the compiler would run out of registers. */
+#define ADDRESSES(num_rows) (((num_rows) + 2) / 3)
+#define KEEP_ADDRESS(pointer) __asm__("" : "+r"(pointer))
 
-enum { FEW_ROWS = 8 };                /* up to so many rows wait for memory */
-enum { PREFETCH_BYTES = 4096 };       /* how far ahead of use */
+enum { CACHE_LINE = 64 };
+enum { PREFETCH_BYTES = 8192 };       /* how far ahead of use, where a panel is used once */
+enum { STRIPE = 4 * HPC_PANEL };      /* bytes of a panel that inner loops read at a time: floats, or 4 codes each */
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
+enum { TILE_ROWS_INT4 = TILE_ROWS_INT / 2 }; /* sums and results of each are in registers */
 enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT ? TILE_ROWS : TILE_ROWS_INT };
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */
 
@@ -14,8 +17,10 @@ enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level c
 typedef struct tile_input {
     const hpc_weight *weight;
     const hpc_rows *rows;
-    const char *panel;
+    const char *panel, *next_panel;
     int64_t first_row, num_rows;
+    const char *ahead;                  /* what to ask memory for while the panel's first stripe is used */
+    int64_t ahead_step;                 /* and how far to go on with each stripe */
     void (*tile)(const struct tile_input *, int64_t grain, float *out);   /* out [num_rows][HPC_PANEL] */
 } tile_input;
 
@@ -23,7 +28,17 @@ INLINE const char *grain_panel(const tile_input *input, int64_t grain) {
     return input->panel + grain * input->weight->panel_bytes;
 }
 
-INLINE void prefetch(const void *weights) { __builtin_prefetch((const char *)weights + PREFETCH_BYTES); }
+/* Inputs of a grain that are not padding, rounded up to whole groups where they are codes. */
+INLINE int64_t inputs_of(const tile_input *input, int64_t grain) {
+    const hpc_weight *weight = input->weight;
+    const int64_t inputs = weight->true_inputs ? weight->true_inputs[grain] : weight->num_in;
+    return weight->kind == HPC_FLOAT32 ? inputs : (inputs + HPC_GROUP - 1) / HPC_GROUP * HPC_GROUP;
+}
+
+/* What to ask memory for while the first stripe of a grain is used. */
+INLINE const char *ahead_of(const tile_input *input, int64_t grain) {
+    return input->ahead + grain * input->weight->panel_bytes / STRIPE * input->ahead_step;
+}
 
 INLINE int32_t four_codes(const int8_t *codes) {
     int32_t four;
@@ -79,6 +94,13 @@ static void store_tile(const tile_input *input, int64_t first_out, const float *
     }
 }
 
+/* A panel that is used once comes just ahead of use. Tiles that share one bring the next, each a part of it. */
+static void look_ahead_of_tile(tile_input *input, int64_t tile, int64_t num_tiles) {
+    const int64_t bytes = input->weight->grains * input->weight->panel_bytes;
+    input->ahead_step = STRIPE / num_tiles;
+    input->ahead = num_tiles == 1 ? input->panel + PREFETCH_BYTES : input->next_panel + tile * bytes / num_tiles;
+}
+
 /* All rows of [block.first, block.last) times one panel, in tiles of nearly equal size. */
 static void multiply_panel(
     tile_input *input, int64_t panel, hpc_part block, int64_t tile_rows, const int64_t *spans, int64_t num_spans,
@@ -87,11 +109,11 @@ static void multiply_panel(
     const hpc_weight *weight = input->weight;
     const int64_t num_rows = block.last - block.first, num_tiles = (num_rows + tile_rows - 1) / tile_rows;
     float sums[MOST_TILE_ROWS * HPC_PANEL] __attribute__((aligned(64)));
-    input->panel = weight->panels + panel * weight->grains * weight->panel_bytes;
     for (int64_t i = 0; i < num_tiles; i++) {
         const hpc_part part = part_of(num_rows, i, num_tiles);
         input->first_row = block.first + part.first;
         input->num_rows = part.last - part.first;
+        look_ahead_of_tile(input, i, num_tiles);
         for (int64_t span = 0; span < num_spans; span++) {
             sum_grains(input, spans[2 * span], spans[2 * span + 1], sums);
             store_tile(input, panel * HPC_PANEL, bias, sums, nodes + span * input->rows->num_rows * weight->num_out);
@@ -106,19 +128,35 @@ static int64_t rows_of_block(const hpc_weight *weight, int64_t tile_rows) {
     return (num_tiles > 4 ? num_tiles : 4) * tile_rows;
 }
 
+/* Number of the panel at a place of the list. */
+static int64_t number_of(const hpc_weight *weight, int64_t place) {
+    return weight->listed_panels ? weight->listed_panels[place] : place;
+}
+
+static const char *panel_at(const hpc_weight *weight, int64_t place) {
+    return weight->panels + number_of(weight, place) * weight->grains * weight->panel_bytes;
+}
+
 static void product(
     const hpc_weight *weight, const hpc_rows *rows, const int64_t *spans, int64_t num_spans, const float *bias,
     float *nodes, int thread, int threads
 ) {
     tile_input input = {.weight = weight, .rows = rows};
     input.tile = weight->kind == HPC_FLOAT32 ? float32_tile : weight->kind == HPC_INT8 ? int8_tile : int4_tile;
-    const int64_t tile_rows = weight->kind == HPC_FLOAT32 ? TILE_ROWS : TILE_ROWS_INT;
+    const int64_t tile_rows =
+        weight->kind == HPC_FLOAT32 ? TILE_ROWS : weight->kind == HPC_INT8 ? TILE_ROWS_INT : TILE_ROWS_INT4;
     const int64_t block_rows = rows_of_block(weight, tile_rows);
     const int64_t num_blocks = (rows->num_rows + block_rows - 1) / block_rows;
-    const hpc_part panels = part_of((weight->num_out + HPC_PANEL - 1) / HPC_PANEL, thread, threads);
+    const int64_t all_panels = (weight->num_out + HPC_PANEL - 1) / HPC_PANEL;
+    const int64_t num_panels = weight->listed_panels ? weight->num_listed : all_panels;
+    const hpc_part panels = part_of(num_panels, thread, threads);
     for (int64_t i = 0; i < num_blocks; i++) {
         const hpc_part block = part_of(rows->num_rows, (int)i, (int)num_blocks);
-        for (int64_t panel = panels.first; panel < panels.last; panel++)
-            multiply_panel(&input, panel, block, tile_rows, spans, num_spans, bias, nodes);
+        for (int64_t place = panels.first; place < panels.last; place++) {
+            const int64_t next = place + 1 < panels.last ? place + 1 : panels.first; /* of the next block */
+            input.panel = panel_at(weight, place);
+            input.next_panel = panel_at(weight, next);
+            multiply_panel(&input, number_of(weight, place), block, tile_rows, spans, num_spans, bias, nodes);
+        }
     }
 }

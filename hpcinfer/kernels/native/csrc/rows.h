@@ -31,19 +31,24 @@ static void rms_norm_row(const float *x, int64_t n, const float *weight, float e
 
 /* The largest absolute value; NaN are passed over. */
 static float largest_magnitude(const float *x, int64_t n) {
-    vf largest = vf_zero();
+    vf largest = vf_zero(), other = vf_zero();
     int64_t i = 0;
+    for (; i + 2 * HPC_LANES <= n; i += 2 * HPC_LANES) {
+        largest = vf_max(vf_abs(vf_load(x + i)), largest);
+        other = vf_max(vf_abs(vf_load(x + i + HPC_LANES)), other);
+    }
+    largest = vf_max(largest, other);
     for (; i + HPC_LANES <= n; i += HPC_LANES) largest = vf_max(vf_abs(vf_load(x + i)), largest);
     if (i < n) largest = vf_max(vf_abs(vf_load_tail(x + i, n - i)), largest);
     return vf_largest(largest);
 }
 
-/* Codes of 16 values, also returned as floats. NaN gets the largest code. */
-INLINE vf quantise_lanes(vf values, vf inverse, int8_t *codes) {
+/* Codes of 16 values, also returned. NaN gets the largest code. */
+INLINE vi quantise_lanes(vf values, vf inverse, int8_t *codes) {
     const vf scaled = vf_max(vf_min(vf_mul(values, inverse), vf_set1(127.0f)), vf_set1(-127.0f));
     const vi rounded = vi_of_vf(scaled);
     vi_store_s8(codes, rounded);
-    return vf_of_vi(rounded);
+    return rounded;
 }
 
 /* Up to 16 values from p on; zeros where there are none. */
@@ -51,27 +56,34 @@ INLINE vf load_up_to(const float *p, int64_t n) {
     return n >= HPC_LANES ? vf_load(p) : n > 0 ? vf_load_tail(p, n) : vf_zero();
 }
 
-/* Quantise n values to -127 .. 127, with zeros up to `padded`, and add the codes of each HPC_GROUP. */
-static void quantise_run(const float *run, int64_t n, int64_t padded, int8_t *codes, float *scale, int32_t *sums) {
+/* Quantise n values to -127 .. 127, with zeros up to `padded`, and add all codes; `with_groups` also those of groups. */
+static void quantise_run(
+    const float *run, int64_t n, int64_t padded, int with_groups, int8_t *codes, float *scale, int32_t *sums
+) {
     const float largest = largest_magnitude(run, n);
     const int is_zero = largest < TINY;
     const vf inverse = vf_set1(is_zero ? 0.0f : 127.0f / largest);
     *scale = is_zero ? 0.0f : largest / 127.0f;
-    int32_t total = 0;
+    vi lanes = vi_set1(0);
     for (int64_t i = 0; i < padded; i += HPC_GROUP) {
-        const vf a = quantise_lanes(load_up_to(run + i, n - i), inverse, codes + i);
-        const vf b = quantise_lanes(load_up_to(run + i + HPC_LANES, n - i - HPC_LANES), inverse, codes + i + HPC_LANES);
-        sums[i / HPC_GROUP] = (int32_t)vf_sum(vf_add(a, b)); /* exact: small integers */
-        total += sums[i / HPC_GROUP];
+        const vi a = quantise_lanes(load_up_to(run + i, n - i), inverse, codes + i);
+        const vi b = quantise_lanes(load_up_to(run + i + HPC_LANES, n - i - HPC_LANES), inverse, codes + i + HPC_LANES);
+        const vi both = vi_add(a, b);
+        lanes = vi_add(lanes, both);
+        if (with_groups) sums[i / HPC_GROUP] = (int32_t)vf_sum(vf_of_vi(both)); /* exact: small integers */
     }
+    int32_t of_lanes[HPC_LANES], total = 0;
+    vi_store(of_lanes, lanes);
+    for (int i = 0; i < HPC_LANES; i++) total += of_lanes[i];
     sums[padded / HPC_GROUP] = total;
 }
 
 /* Quantise run number `place` of [T][grains]. */
 static void put_codes(const float *run, hpc_rows *out, int64_t place) {
-    quantise_run(
-        run, out->num_in, out->padded_in, out->codes + place * out->padded_in, out->scales + place,
-        out->sums + place * (out->padded_in / HPC_GROUP + 1));
+    int8_t *codes = out->codes + place * out->padded_in;
+    int32_t *sums = out->sums + place * (out->padded_in / HPC_GROUP + 1);
+    if (out->only_totals) quantise_run(run, out->num_in, out->padded_in, 0, codes, out->scales + place, sums);
+    else quantise_run(run, out->num_in, out->padded_in, 1, codes, out->scales + place, sums);
 }
 
 static void quantise_rows(const float *values, hpc_rows *out, int thread, int threads) {

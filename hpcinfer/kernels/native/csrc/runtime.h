@@ -17,14 +17,17 @@ struct hpc_runtime {
 void *hpc_scratch(hpc_runtime *runtime, int buffer, int64_t bytes);
 double hpc_now(void); /* monotonic seconds */
 
-/* Wait for all threads of the team; what happened since the last call was `phase`. */
+/* What happened since the last call was `phase`. */
+static inline void add_seconds(hpc_runtime *runtime, int phase) {
+    double now = hpc_now();
+    runtime->seconds[phase] += now - runtime->stamp;
+    runtime->stamp = now;
+}
+
+/* Wait for all threads of the team; what they did was `phase`. */
 static inline void end_phase(hpc_runtime *runtime, int thread, int phase) {
 #pragma omp barrier
-    if (thread == 0) {
-        double now = hpc_now();
-        runtime->seconds[phase] += now - runtime->stamp;
-        runtime->stamp = now;
-    }
+    if (thread == 0) add_seconds(runtime, phase);
 }
 
 /* A thread's part of `count` things: [first, last), contiguous, sizes differ by at most one. */

@@ -11,6 +11,7 @@
  *   vi_dot(acc, u, s)          acc[i] += sum of 4 products of unsigned byte u[4i + j] and signed byte s[4i + j], exact
  *   vf_sum(a) vf_largest(a)    lanes combined in one tree: i with i + 8, then i + 4, i + 2, i + 1 (vf_add, vf_max)
  *   TILE_ROWS TILE_ROWS_INT TILE_VECS   register tiles of products.h, float32 and codes: rows, vf across (1 or 2)
+ *   HAS_DOT                    1 if vi_dot is one instruction
  */
 #ifndef HPC_SIMD_H
 #define HPC_SIMD_H

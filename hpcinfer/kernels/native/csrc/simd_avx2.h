@@ -4,6 +4,7 @@
 #define TILE_ROWS 6
 #define TILE_ROWS_INT 4
 #define TILE_VECS 1
+#define HAS_DOT 0
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;

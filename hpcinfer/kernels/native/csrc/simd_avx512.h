@@ -52,6 +52,7 @@ INLINE vf vf_load_s8(const int8_t *p) {
 INLINE void vi_store_s8(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
 #ifdef HPC_WITHOUT_VNNI
+#define HAS_DOT 0
 /* Even and odd bytes apart, as 16-bit integers: _mm512_maddubs_epi16 would saturate. */
 INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     const vi low = _mm512_set1_epi16(0xff);
@@ -61,6 +62,7 @@ INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
 }
 #else
+#define HAS_DOT 1
 /* As assembly: around the intrinsic gcc 12 copies the sums to and fro, at half the speed. */
 INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));

@@ -5,6 +5,7 @@
 #define TILE_ROWS 6
 #define TILE_ROWS_INT 4
 #define TILE_VECS 1
+#define HAS_DOT 0
 
 typedef struct { float32x4_t a, b, c, d; } vf;
 typedef struct { int32x4_t a, b, c, d; } vi;

@@ -5,6 +5,7 @@
 #define TILE_ROWS 2
 #define TILE_ROWS_INT 2
 #define TILE_VECS 1
+#define HAS_DOT 0
 
 typedef struct { float at[16]; } vf;
 typedef struct { int32_t at[16]; } vi;
