@@ -28,6 +28,7 @@ from virtual_hosts import Cluster, environment, mpiexec_on_hosts
 from workload import Recipe, make_workload, write_workload
 
 from hpcinfer.data.tokenizer import Tokenizer
+from hpcinfer.report.rates import rates_of
 from hpcinfer.weights.reader import Store
 
 WAYS = {  # options of hpcinfer run
@@ -103,9 +104,8 @@ def run_job(place: Place, mesh: Mesh, options: list[str]) -> Result:
         raise SystemExit(f"{' '.join(argv)}\nended with {run.returncode}:\n{run.stderr}")
     (report_path,) = Path(f"{output}.job", "reports").glob("*.json")
     report = json.loads(report_path.read_text())
-    tokens = sum(rank["tokens"]["output"] for rank in report["ranks"])
-    run_s = report["run"]["seconds"]["run"] - (report["run"].get("loaded_s") or 0.0)  # since all weights were there
-    result = Result(tokens / run_s, hashlib.sha256(output.read_bytes()).hexdigest())
+    rate = rates_of(report["run"], report["ranks"]).output
+    result = Result(rate, hashlib.sha256(output.read_bytes()).hexdigest())
     subprocess.run(["rm", "-r", os.fspath(output), f"{output}.job"], check=True)
     return result
 

@@ -80,15 +80,17 @@ class TimedGroup:
 
 def install_stopwatches() -> None:
     """Have replicas built with timed groups and watched kernels."""
+    assert "hpcinfer.engine.replica" not in sys.modules, "metrics must be replaced before others import them"
+    module: Any = importlib.import_module("hpcinfer.report.metrics")
+    module.Metrics = ExclusiveMetrics
     replica: Any = importlib.import_module("hpcinfer.engine.replica")
-    metrics, build = ExclusiveMetrics(), replica.build_replica
+    build = replica.build_replica
 
     def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any, load: Any = None) -> Any:
-        built = build(TimedGroup(world, metrics), mesh, store, kernels, options, load)
-        metrics.watch(kernels)
+        built = build(TimedGroup(world, options.metrics), mesh, store, kernels, options, load)
+        options.metrics.watch(kernels)
         return built
 
-    replica.Metrics = lambda: metrics
     replica.build_replica = build_timed
 
 

@@ -63,9 +63,9 @@ class Selector:
     def judge(self, locations: Locations, size: int) -> Callable[[int, int], bool]:
         """Make what says whether a sum is to travel in halves, each behind the other's products, for a group.
 
-        What it makes takes the bytes of the whole, and the rows of the smaller half. It pays where a sum is long and its
-        halves take hardly longer, as over slow links between nodes, and where a half has many rows: few rows take nearly
-        as long as all, since all weights are read for them. Where nothing was measured, sums stay whole.
+        What it makes takes the bytes of the whole, and the rows of the smaller half. It pays where a sum is long and
+        its halves take hardly longer, as over slow links between nodes, and where a half has many rows: few rows take
+        nearly as long as all, since all weights are read for them. Where nothing was measured, sums stay whole.
 
         Not collective.
         """

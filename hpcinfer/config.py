@@ -186,11 +186,13 @@ class ModelOptions:
 
     model: str = option("", "store, Hugging Face folder, hub-cache snapshot, or hub name that is there locally",
                         metavar="PATH")
-    dtype: str = option("auto", "weights (unquantised ones) and KV cache are rounded to this; sums are always float32",
+    dtype: str = option("auto", "weights (unquantised ones) and KV cache are rounded to this; sums are always float32;"
+                        " auto is float32 on CPUs, bfloat16 on GPUs",
                         choices=("auto", "float32", "bfloat16", "float16"))
     kv_cache_dtype: str = option("auto", "precision of the KV cache; auto is that of --dtype",
                                  choices=("auto", "float32", "bfloat16", "float16", "int8"))
-    device: str = option("auto", "where arrays live", choices=("auto", "cpu"))
+    device: str = option("auto", "where arrays live: cpu, or cuda, a GPU for each rank (not measured yet); auto is cpu",
+                         choices=("auto", "cpu", "cuda"))
     kernels: str = option("auto", "array functions: native (C), or reference (torch); auto takes native where it was"
                           " built", choices=("auto", "native", "reference"))
     max_model_len: int | None = option(None, "tokens of prompt and output together; the model's own limit if not given")

@@ -105,7 +105,7 @@ def _evaluate(world: "World", options: EvaluateOptions) -> list[_Result]:
     placed = world.split(0, place_ranks(mesh, world.locations).index(world.rank))
     stores = [_open_store(world, model, options) for model in options.models]
     tokenizer, windows = _read_windows(world, stores, options)
-    kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
+    kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads, mesh))
     same_everywhere(world, kernels.profile(), "the numerics profiles")
     results = []
     for model, store in zip(options.models, stores, strict=True):
@@ -182,19 +182,13 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
     """Load one model and score the windows. Collective over the world."""
     from hpcinfer.comm.form_table import load_selector
     from hpcinfer.engine.evaluation import measure
-    from hpcinfer.engine.replica import (
-        ReplicaOptions,
-        build_replica,
-        build_together,
-        join_replica,
-        resolve_cache_dtype,
-        resolve_dtype,
-    )
+    from hpcinfer.engine.placement import resolve_cache_dtype, resolve_dtype
+    from hpcinfer.engine.replica import ReplicaOptions, build_replica, build_together, join_replica
     from hpcinfer.model.common import keeps_table
     from hpcinfer.recovery.loading import JobLoading
 
-    dtype, length = resolve_dtype(options.model.dtype), max(map(len, work.windows))
-    cache_dtype = resolve_cache_dtype(options.model.kv_cache_dtype, options.model.dtype)
+    dtype, length = resolve_dtype(options.model), max(map(len, work.windows))
+    cache_dtype = resolve_cache_dtype(options.model)
     selector = load_selector(world, options.engine.collectives, options.engine.overlap_sums)
     wanted = ReplicaOptions(options.engine, dtype, length, seed=0, cache_dtype=cache_dtype, selector=selector)
     group, config = join_replica(work.placed, mesh), work.store.config

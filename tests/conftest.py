@@ -24,6 +24,9 @@ for _name, _value in mpi_environment().items():
     os.environ.setdefault(_name, _value)  # also for tests that start MPI in this process
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # more threads than cores, in tests of any number of threads
 
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels of GPUs run on CPUs
+
 hypothesis.settings.register_profile("hpcinfer", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("hpcinfer")
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jobs import mpi_environment, mpiexec_command
 from sources import CHECKOUT
+from stages import native_was_built
 
 MODULES = ("contenders", "operations", "random_model", "results", "rounds", "workload")
 
@@ -65,6 +66,7 @@ def test_throughput_measures_equal_outputs(tmp_path: Path) -> None:
     assert all(0 < item["roofline"] < 1 and item["peak_bytes"] > 2**20 for item in result["contenders"])
     (seconds,) = [item["seconds"] for item in result["breakdowns"]]
     assert min(seconds["Python around kernels"], seconds["communication"], seconds["sampling"]) > 0
+    assert (seconds["products"] > 0) == native_was_built()  # only those measure themselves
     assert result["missing_peers"] == [peer for peer in ("transformers", "openvino", "vllm", "llama.cpp")
                                        if peer != "transformers" or not importlib.util.find_spec("transformers")]
     if importlib.util.find_spec("transformers"):

@@ -8,21 +8,38 @@ from hpcinfer.config import ModelOptions
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels import Placement, create_kernels
 from hpcinfer.kernels.protocol import Kernels
+from hpcinfer.partition.mesh import Mesh
 
 MAX_THREADS = 1024  # of a rank
 
 
-def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
+def make_kernels(options: ModelOptions, threads: int | None, mesh: Mesh) -> Kernels:
     """Build the kernels that the options ask for, with the threads of this rank.
 
     Not collective.
 
     Raises:
-        ConfigError: a wrong number of threads, or kernels that are not there.
+        ConfigError: a wrong number of threads, kernels that are not there, or a replica of several GPUs.
     """
+    if options.device == "cuda" and mesh.tp * mesh.pp > 1:
+        raise ConfigError(f"--device cuda with tp={mesh.tp}, pp={mesh.pp}", expected="one GPU for each replica",
+                          hint="use -dp for several GPUs: sums do not travel between them")  # fmt: skip
     launch, count = read_launch(os.environ), resolve_threads(threads, os.environ)
     placement = Placement(count, 0 if launch.size == 1 else launch.local_rank, launch.local_size)
-    return create_kernels(options.kernels, options.device, placement)
+    return create_kernels(options.kernels, options.device, placement, resolve_dtype(options))
+
+
+def resolve_dtype(options: ModelOptions) -> str:
+    """Resolve the precision of weights; "auto" is float32 on CPUs, which holds every stored value, bfloat16 on GPUs.
+
+    Not collective.
+    """
+    return {"cuda": "bfloat16"}.get(options.device, "float32") if options.dtype == "auto" else options.dtype
+
+
+def resolve_cache_dtype(options: ModelOptions) -> str:
+    """Resolve the precision of the KV cache; "auto" is that of the weights, before any quantisation. Not collective."""
+    return resolve_dtype(options) if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
 
 
 def resolve_threads(wanted: int | None, environment: Mapping[str, str]) -> int:

@@ -109,16 +109,6 @@ def resolve_max_model_len(config: ModelConfig, wanted: int | None) -> int:
     return wanted
 
 
-def resolve_dtype(wanted: str) -> str:
-    """Resolve the precision of weights; "auto" is float32 on CPUs, which holds every stored value."""
-    return "float32" if wanted == "auto" else wanted
-
-
-def resolve_cache_dtype(wanted: str, dtype: str) -> str:
-    """Resolve the precision of the KV cache; "auto" is that of the weights, before any quantisation."""
-    return resolve_dtype(dtype) if wanted == "auto" else wanted
-
-
 def build_replica(
     replica: Collectives, mesh: Mesh, store: WeightSource, kernels: Kernels, options: ReplicaOptions,
     load: Callable[[ShardPlan, LoadOptions], StageWeights] | None = None,
@@ -146,7 +136,7 @@ def build_replica(
     weights = on_all(replica, lambda: load(plan, loading) if load else load_stage(store, kernels, plan, loading))
     head_bytes = kernels.kv_bytes(config.head_size, options.cache_dtype)
     block_bytes = kv_bytes_per_token(config, plan, head_bytes) * options.engine.block_size
-    free_bytes = _free_memory(replica, weights.bytes_to_come)
+    free_bytes = _free_memory(replica, kernels, weights.bytes_to_come)
     mine = on_all(replica, lambda: _possible_blocks(block_bytes, mesh, options, free_bytes))
     num_blocks = min(int(count) for count in replica.all_gather_bytes(str(mine).encode()))
     on_all(replica, lambda: _check_blocks(num_blocks, block_bytes, options))
@@ -256,12 +246,14 @@ def _make_cache(
         ) from error
 
 
-def _free_memory(replica: Collectives, bytes_to_come: int) -> int:
-    """Bytes that this rank may count as free, the same on all ranks of the replica that share a node.
+def _free_memory(replica: Collectives, kernels: Kernels, bytes_to_come: int) -> int:
+    """Bytes that this rank may count as free: of its device, or the same on all ranks of the replica on one node.
 
     Collective over the replica. The weights that are still to come to them are taken from what their node has left;
     ranks of other replicas on it are thought to be like them.
     """
+    if (of_device := kernels.free_bytes()) is not None:
+        return max(0, of_device - bytes_to_come)
     own = (int(psutil.virtual_memory().available), bytes_to_come, read_launch(os.environ).local_size)
     told = [json.loads(data) for data in replica.all_gather_bytes(json.dumps(own).encode())]
     where = replica.locations

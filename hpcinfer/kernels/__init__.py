@@ -22,18 +22,28 @@ class Placement(NamedTuple):
 _ALONE = Placement()
 
 
-def create_kernels(name: str = "auto", device: str = "cpu", placement: Placement = _ALONE) -> Kernels:
+def create_kernels(
+    name: str = "auto", device: str = "cpu", placement: Placement = _ALONE, dtype: str = "float32"
+) -> Kernels:
     """Build a kernel set by name; only then are its libraries imported.
 
     "auto" takes the native kernels where they were built, else the reference kernels, with a warning.
+
+    Args:
+        name: of the set, on CPUs.
+        device: cpu, or cuda: the GPU of this rank.
+        placement: of the rank on its node.
+        dtype: of products on a GPU; on CPUs they are float32.
 
     Raises:
         ConfigError: a name or device that is not there, or native kernels that were not built.
     """
     if name not in KERNEL_SETS:
         raise ConfigError(f"kernels {name!r}", expected=f"one of {', '.join(KERNEL_SETS)}")
+    if device == "cuda":
+        return _create_gpu_kernels(name, placement, dtype)
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"device {device!r}", expected="cpu", hint="all kernels run on CPUs only")
+        raise ConfigError(f"device {device!r}", expected="cpu or cuda")
     if name != "reference":
         from hpcinfer.kernels.native import create_native_kernels
 
@@ -44,6 +54,15 @@ def create_kernels(name: str = "auto", device: str = "cpu", placement: Placement
     from hpcinfer.kernels.reference import ReferenceKernels
 
     return ReferenceKernels(placement.threads)
+
+
+def _create_gpu_kernels(name: str, placement: Placement, dtype: str) -> Kernels:
+    if name != "auto":
+        raise ConfigError(f"--kernels {name} on a GPU", expected="--kernels auto", hint=f"{name} kernels run on CPUs")
+    from hpcinfer.kernels.gpu import create_gpu_kernels
+    from hpcinfer.kernels.gpu.device import own_device
+
+    return create_gpu_kernels(own_device(placement.local_rank or 0, placement.local_size), dtype=dtype)
 
 
 def _missing(name: str) -> None:

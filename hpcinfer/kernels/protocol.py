@@ -122,6 +122,9 @@ class Kernels(Protocol):
     def bind_workers(self) -> None:
         """Bind threads that work for the calling one to CPUs, as those of the thread that has built the kernels are."""
 
+    def free_bytes(self) -> int | None:
+        """Free memory of the device that only this rank uses; None if arrays are in the node's memory."""
+
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Allocate float32, uninitialised, contiguous."""
 

@@ -125,6 +125,9 @@ class ReferenceKernels:
     def bind_workers(self) -> None:
         """Nothing: torch has one pool of threads, which are not bound."""
 
+    def free_bytes(self) -> None:
+        """Arrays are in the node's memory."""
+
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
         return torch.empty(shape)

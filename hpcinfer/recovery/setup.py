@@ -21,14 +21,8 @@ from hpcinfer.data.sampling_defaults import SamplingDefaults, read_generation_co
 from hpcinfer.data.tokenizer import TokenizerSource
 from hpcinfer.data.versions import find_libraries
 from hpcinfer.data.versions import profile as data_profile
-from hpcinfer.engine.placement import make_kernels
-from hpcinfer.engine.replica import (
-    ReplicaOptions,
-    check_engine_options,
-    resolve_cache_dtype,
-    resolve_dtype,
-    resolve_max_model_len,
-)
+from hpcinfer.engine.placement import make_kernels, resolve_cache_dtype, resolve_dtype
+from hpcinfer.engine.replica import ReplicaOptions, check_engine_options, resolve_max_model_len
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.shard import shard_plan
@@ -102,7 +96,7 @@ def serving_of(
     mail: Collectives, mesh: Mesh, options: RunOptions, setup: Setup, stopper: Stopper
 ) -> Serving:
     """Say what is served, on which ranks. Not collective."""
-    dtype, max_model_len = resolve_dtype(options.model.dtype), setup.preparation.max_model_len
+    dtype, max_model_len = resolve_dtype(options.model), setup.preparation.max_model_len
     limits = ModelLimits(setup.store.config.num_layers, setup.store.grains)
     layout = layout_of(mesh, place_ranks(mesh, setup.places.locations), limits)
     if setup.places.num_nodes > 1:
@@ -114,7 +108,7 @@ def serving_of(
         store=setup.store,
         kernels=setup.kernels,
         options=ReplicaOptions(
-            options.engine, dtype, max_model_len, options.job.seed, _cache_dtype(options), setup.selector
+            options.engine, dtype, max_model_len, options.job.seed, resolve_cache_dtype(options.model), setup.selector
         ),
         model_name=f"hpcinfer-{setup.store.digest[:12]}",
         lease_timeout_s=options.job.lease_timeout,
@@ -139,9 +133,9 @@ def _set_up(
         found = None if located.source else open_store(Path(located.store), world, options.model.stage)
         model = on_all(world, lambda: preview(located, found))
         checked = on_all(world, lambda: _check_model(model, mesh, options, reads_tokenizer=world.rank == 0))
-        kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
+        kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads, mesh))
         store = found or open_store(ensure_store(located, world), world, options.model.stage)
-    dtypes = {"dtype": resolve_dtype(options.model.dtype), "kv_cache": _cache_dtype(options)}
+    dtypes = {"dtype": resolve_dtype(options.model), "kv_cache": resolve_cache_dtype(options.model)}
     profile = {**kernels.profile(), **data_profile(on_root(world, find_libraries)), **dtypes}
     same_everywhere(world, profile, "the numerics profiles")
     manifest = {
@@ -157,10 +151,6 @@ def _set_up(
     )
     name = start_name(world)
     return Setup(store, kernels, job, preparation, name, places)
-
-
-def _cache_dtype(options: RunOptions) -> str:
-    return resolve_cache_dtype(options.model.kv_cache_dtype, options.model.dtype)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcinfer.report.bounds import bounds, main_bound
-from hpcinfer.report.rates import serving_s
+from hpcinfer.report.rates import rates_of
 from hpcinfer.report.slow_ranks import paces, slow_ranks
 from hpcinfer.units import format_bytes, format_seconds
 
@@ -29,16 +29,14 @@ def summary_lines(run: dict[str, Any], ranks: list[dict[str, Any]], page: Path |
         ranks: reports of ranks: rank, seconds, counts, finish_reasons, errors, tokens, place, kernels.
         page: where the page of the run is, if there is one.
     """
-    tokens, seconds = merge_counts(ranks, "tokens"), serving_s(run)
-    rate = tokens["output"] / seconds if seconds else 0.0
-    total_rate = (tokens["output"] + tokens["prompt"]) / seconds if seconds else 0.0
+    tokens, rates = merge_counts(ranks, "tokens"), rates_of(run, ranks)
     lines = [
         f"output    {run['num_rows']} rows, {run['num_failed']} of them errors",
         f"this run  {merge_counts(ranks, 'rows')['finished']} rows of a {run['input_kind']} input;"
         f" finish reasons: {_list(merge_counts(ranks, 'finish_reasons'))};"
         f" errors: {_list(merge_counts(ranks, 'errors'))}",
         f"tokens    {tokens['prompt']} prompt, {tokens['output']} output;"
-        f" {rate:.1f} output tokens/s, {total_rate:.1f} total tokens/s",
+        f" {rates.output:.1f} output tokens/s, {rates.total:.1f} total tokens/s",
         f"mesh      {run['mesh']}, {run['world_size']} ranks; KV cache {format_bytes(run['kv_cache_bytes'])} per rank",
         f"time      {_times(run['seconds'])}",
         f"steps     {_times(ranks[0]['seconds'])} (rank {ranks[0]['rank']})",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from hpcinfer.report.rates import serving_s
+from hpcinfer.report.rates import rates_of
 
 _MILLION = 1e6
 _COUNTED = {"RAPL": "processors and memory", "GPU": "GPUs"}
@@ -68,12 +68,11 @@ def usage(run: dict[str, Any], ranks: Sequence[dict[str, Any]], wall_s: float, j
         joules: of all nodes, if known.
     """
     hosts, output = set(hosts_of(run)), sum(rank["tokens"]["output"] for rank in ranks)
-    seconds = serving_s(run)
     node_hours = len(hosts) * wall_s / 3600
     millions = output / _MILLION
     return {
         "wall_s": wall_s, "nodes": len(hosts), "node_hours": node_hours, "output_tokens": output,
-        "output_tokens_per_s": output / seconds if seconds else 0.0,
+        "output_tokens_per_s": rates_of(run, ranks).output,
         "node_hours_per_million_output_tokens": node_hours / millions if output else None,
         "joules_per_million_output_tokens": joules / millions if output and joules is not None else None,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
+from hpcinfer.report.rates import rates_of
 from hpcinfer.scaling.cores import Cores
 from hpcinfer.scaling.fit import Fit, fit
 from hpcinfer.scaling.losses import COMPUTING, SHARES, rank_seconds, tell_slower
@@ -148,11 +149,9 @@ def read_sample(run: Run) -> Sample | None:
     ranks, seconds = report["ranks"], ending["seconds"]
     output, prompt = (sum(rank["tokens"][kind] for rank in ranks) for kind in ("output", "prompt"))
     run_s = report["run"]["seconds"]["run"]
-    loaded_s = report["run"].get("loaded_s") or 0.0
-    computing_s = run_s - loaded_s if loaded_s < run_s else run_s
     digest = report.get("files", {}).get("output", {}).get("digest") or ""
     return Sample(
-        output / computing_s, output, output + prompt, run_s, seconds, rank_seconds(report, seconds),
+        rates_of(report["run"], ranks).output, output, output + prompt, run_s, seconds, rank_seconds(report, seconds),
         len({rank["host"] for rank in ranks}), digest,
     )  # fmt: skip
 

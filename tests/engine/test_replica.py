@@ -46,6 +46,9 @@ def test_cache_beyond_the_memory_is_refused_with_its_size(tmp_path, monkeypatch)
     assert "--kv-cache-memory" in str(caught.value)
 
 
+ON_THE_NODE = SimpleNamespace(free_bytes=lambda: None)  # kernels whose arrays are in the node's memory
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monkeypatch, first):
     """Three ranks of two nodes, four on each in all; weights come to them one after another."""
@@ -56,7 +59,7 @@ def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monke
         while group.rank == 1 - first and first not in looks:
             continue  # the other one of the node looks before this one
         looks.append(group.rank)
-        return replica_module._free_memory(group, to_come[group.rank])
+        return replica_module._free_memory(group, ON_THE_NODE, to_come[group.rank])
 
     available = iter([4100, 4000, 4000])  # what is taken meanwhile is taken from all
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=next(available)))
@@ -70,7 +73,13 @@ def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monke
 def test_weights_that_need_more_than_there_is_leave_nothing(monkeypatch):
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(replica_module, "psutil", memory)
-    assert replica_module._free_memory(SerialGroup(), 2000) == 0
+    assert replica_module._free_memory(SerialGroup(), ON_THE_NODE, 2000) == 0
+
+
+def test_memory_of_a_device_is_what_counts_where_arrays_are_there():
+    on_device = SimpleNamespace(free_bytes=lambda: 5000)
+    assert replica_module._free_memory(SerialGroup(), on_device, 2000) == 3000
+    assert replica_module._free_memory(SerialGroup(), on_device, 6000) == 0
 
 
 def test_a_replica_looks_after_the_mpi_while_it_waits_in_memory_and_gives_the_memory_back(tmp_path):

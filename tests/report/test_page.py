@@ -134,7 +134,7 @@ def test_rate_leaves_out_the_loading():
     ranks = [made_up_rank(loading={**made_up_rank()["loading"], "last_layer_s": last}) for last in (1.0, 22.0)]
     assert loaded_s(ranks) == 20.0 and loaded_s(ranks[:1]) == 0.0
     used = report_of(*ranks, run=made_up_run(2, ["n0", "n0"], loaded_s=20.0))["usage"]
-    assert used["output_tokens_per_s"] == used["output_tokens"] / 80.0
+    assert used["output_tokens_per_s"] == 2 * 40 * (98 - 20) / 80  # what came before does not count
 
 
 def test_node_that_nobody_measured_makes_the_sum_unknown():

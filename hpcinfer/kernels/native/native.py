@@ -84,6 +84,9 @@ class NativeKernels:
         """Bind the OpenMP team of the calling thread: what it touches first is near those that compute with it."""
         self._library.bind_workers()
 
+    def free_bytes(self) -> None:
+        """Arrays are in the node's memory."""
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Allocate float32, uninitialised, contiguous."""
         return np.empty(shape, np.float32)
