@@ -11,7 +11,7 @@ from hpcinfer.dtypes import STORAGE, dequantise
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.native.packing import Packer, Part, biases, cut, side_by_side
-from hpcinfer.kernels.native.probe import probe_digest
+from hpcinfer.kernels.probe import probe_digest
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
@@ -26,6 +26,7 @@ from hpcinfer.kernels.rope import rope_table
 logger = logging.getLogger(__name__)
 
 _VERSION = "native-1"  # changes whenever a bit of a result may
+_PROBED = (("float32", "float32"), ("int8", "int8"), ("int4", "bfloat16"))  # weights and caches
 _PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
 
 
@@ -74,7 +75,7 @@ class NativeKernels:
         """Describe what fixes the bits: the version of the kernels, and the digest of a short probe.
 
         The instruction set and the number of threads do not."""
-        return {"kernels": _VERSION, "device": "cpu", "probe": probe_digest(self)}
+        return {"kernels": _VERSION, "device": "cpu", "probe": probe_digest(self, _PROBED)}
 
     def phase_seconds(self) -> dict[str, float]:
         """Seconds in array functions so far, by phase."""

@@ -1,10 +1,12 @@
 """A short probe of a kernel set: the digest of small layers over fixed numbers, equal where bits are equal."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from hpcinfer.config import RopeScaling
+from hpcinfer.dtypes import round_to
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
@@ -17,16 +19,15 @@ from hpcinfer.kernels.protocol import (
 )
 
 _TOKENS, _HIDDEN, _GRAINS, _HEAD = 70, 64, 2, 32
-_DTYPES = ("float32", "int8", "int4")
 
 
-def probe_digest(kernels: Kernels) -> str:
-    """Hash what a layer makes of fixed numbers, in every precision of weights and of the cache."""
+def probe_digest(kernels: Kernels, precisions: Sequence[tuple[str, str]]) -> str:
+    """Hash what a layer makes of fixed numbers, in some precisions of weights and of the cache."""
     digest, spans = hashlib.sha256(), [(0, _GRAINS)]
     rope = kernels.rope_table(_TOKENS, _HEAD, 1e4, RopeScaling())
     shape = AttentionShape(HeadLayout(_HEAD, 1, (1, 1), (0, 0)), 1e-5, rope)
     norm = _numbers(_HIDDEN)
-    for dtype, cached in zip(_DTYPES, ("float32", "int8", "bfloat16"), strict=True):
+    for dtype, cached in precisions:
         o, q, k = (_weight(dtype, *sizes) for sizes in ((2, _HIDDEN, _HEAD), (2, _HEAD, _HIDDEN), (1, _HEAD, _HIDDEN)))
         attention = kernels.prepare_attention(AttentionWeights(norm, Linear(q), Linear(k), Linear(k), o), shape)
         mlp = kernels.prepare_mlp(MlpWeights(norm, Linear(q), Linear(q), o), 1e-5)
@@ -47,8 +48,8 @@ def _numbers(*shape: int) -> np.ndarray:
 
 def _weight(dtype: str, units: int, num_out: int, num_in: int) -> Weight:
     values = _numbers(units, num_out, num_in)
-    if dtype == "float32":
-        return Weight(values, dtype)
+    if dtype in ("float32", "bfloat16", "float16"):
+        return Weight(round_to(values, dtype), dtype)
     if dtype == "int8":
         return Weight(np.rint(values * 127).astype(np.int8), dtype, np.abs(_numbers(units, num_out)))
     codes = (values[..., : num_in // 2] * 127 + 128).astype(np.uint8)
