@@ -1,11 +1,11 @@
 """Whole halves of a layer: native against reference kernels, and no bit from threads, vectors or company."""
 
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_sizes import Model
 from random_weights import DTYPES, random_weight
 from stages import native_was_built, poison
 from steps import Chunk, block_tables, packed_step, schedule
@@ -24,27 +24,6 @@ pytestmark = pytest.mark.skipif(not native_was_built(), reason="the native kerne
 
 LENGTHS = [70, 5, 130, 1]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-5, "float16": 2e-5, "int8": 2e-2, "int4": 2e-2}  # a code may differ by one
-
-
-class Model(NamedTuple):
-    """Sizes of one layer and a head."""
-
-    dtype: str
-    cache_dtype: str
-    hidden: int = 72
-    grain_heads: tuple[int, ...] = (2, 2, 1)
-    num_kv_heads: int = 2
-    head_size: int = 24
-    width: int = 40
-    window: int = 0
-    has_bias: bool = True
-
-    @property
-    def layout(self) -> HeadLayout:
-        """Heads in grains."""
-        num_heads = sum(self.grain_heads)
-        kv_of_head = tuple(head * self.num_kv_heads // max(1, num_heads) for head in range(num_heads))
-        return HeadLayout(self.head_size, max(self.grain_heads), self.grain_heads, kv_of_head)
 
 
 def run(kernels, model, batches, block_size=16):

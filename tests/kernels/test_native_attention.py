@@ -1,5 +1,6 @@
 """Native attention and KV cache against float64, and their contract: no bit depends on how the work was arranged."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_attention import EPS, THETA, naive_attention
 from steps import Chunk, block_tables, packed_step, schedule
 
 from hpcinfer.config import RopeScaling
+from hpcinfer.kernels.protocol import HeadLayout
 from hpcinfer.kernels.rope import rope_table
 
 native = pytest.importorskip("hpcinfer.kernels.native._native", reason="the native kernels are not built")
@@ -20,7 +23,6 @@ DTYPES = {
 }  # fmt: skip
 ISAS = ffi.string(lib.hpc_isas()).decode().split()
 LIMIT = 400  # positions
-EPS = 1e-5
 
 
 class Case(NamedTuple):
@@ -34,6 +36,10 @@ class Case(NamedTuple):
     dtype: str
     rows: list[np.ndarray]  # per sequence, float32 [L, G * U + 2 * K * H]
     norms: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+
+    @property
+    def layout(self):
+        return HeadLayout(self.head_size, max(self.grain_heads), self.grain_heads, self.kv_of_head)
 
     @property
     def grain_columns(self):
@@ -106,7 +112,7 @@ def run(case, batches, arrangement=USUAL):
 
 def run_step(case, step, rows, cache, runtime):
     head_columns, kv_of_head = np.array(case.head_columns, np.int64), np.array(case.kv_of_head, np.int64)
-    rope = rope_table(LIMIT, case.head_size, 100.0, RopeScaling())
+    rope = rope_table(LIMIT, case.head_size, THETA, RopeScaling())
     qkv = ffi.new("hpc_weight *", {"num_out": rows.shape[1]})
     layer = ffi.new("hpc_attention_layer *", {
         "qkv": qkv, "rope": pointer(rope, "float[]"), "eps": EPS, "window": case.window,
@@ -144,34 +150,9 @@ def stored(x, dtype):
 
 
 def naive(case, sequence):
-    """The same in float64, straight from the definition: [L, G * U]."""
-    rows, size, num_kv_heads = case.rows[sequence], case.head_size, case.num_kv_heads
-    q = np.stack([rows[:, column : column + size] for column in case.head_columns], 1)
-    k, v = rows[:, case.num_head_columns :].reshape(len(rows), 2, num_kv_heads, size).transpose(1, 0, 2, 3)
-    cosine, sine = rope_table(LIMIT, size, 100.0, RopeScaling())[: len(rows), None].transpose(2, 0, 1, 3)
-    q, k = (rotated(normed(x, norm), cosine, sine) for x, norm in zip((q, k), case.norms, strict=True))
-    k, v = (stored(x, case.dtype).astype(np.float64)[:, list(case.kv_of_head)] for x in (k, v))
-    scores = np.einsum("qnh,knh->nqk", q.astype(np.float64), k) / np.sqrt(size)
-    age = np.arange(len(rows))[:, None] - np.arange(len(rows))
-    scores[:, (age < 0) | ((age >= case.window) & (case.window > 0))] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    heads = np.einsum("nqk,knh->nqh", weights / weights.sum(-1, keepdims=True), v)
-    result = np.zeros((len(rows), case.num_head_columns))
-    for head, column in zip(heads, case.head_columns, strict=True):
-        result[:, column : column + size] = head
-    return result
-
-
-def normed(x, weight):
-    if weight is None:
-        return x
-    x = x.astype(np.float64)
-    return (x * weight / np.sqrt((x**2).mean(-1, keepdims=True) + EPS)).astype(np.float32)
-
-
-def rotated(x, cosine, sine):
-    first, second = np.split(x, 2, -1)
-    return np.concatenate((first * cosine - second * sine, second * cosine + first * sine), -1)
+    """The same in float64: [L, G * U]."""
+    store = partial(stored, dtype=case.dtype)
+    return naive_attention(case.rows[sequence], case.layout, case.head_columns, case.norms, case.window, store)
 
 
 def agrees(case, sequence, found, tolerance=3e-6):

@@ -14,7 +14,8 @@ from hpcinfer.kernels.gpu.plan import HeadGroups, group_heads
 from hpcinfer.kernels.gpu.probe import gpu_profile
 from hpcinfer.kernels.gpu.products import Products
 from hpcinfer.kernels.gpu.step import DeviceStep, to_device
-from hpcinfer.kernels.gpu.weights import DTYPES, GpuWeight, Part, Preparer, give_back, side_by_side
+from hpcinfer.kernels.gpu.weights import DTYPES, GpuWeight, Preparer, give_back
+from hpcinfer.kernels.parts import Part, side_by_side
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcinfer.dtypes import dequantise
+from hpcinfer.kernels.parts import Part
 from hpcinfer.kernels.protocol import Weight
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,15 +51,6 @@ class GpuWeight(NamedTuple):
     def is_int4(self) -> bool:
         """Whether two codes share a byte."""
         return self.values.dtype == torch.uint8
-
-
-class Part(NamedTuple):
-    """Where a parameter lies in a prepared weight."""
-
-    weight: GpuWeight
-    outs: int  # of a unit
-    first_out: int = 0
-    is_row: bool = False  # row-parallel: a unit is a grain
 
 
 @dataclass(frozen=True)
@@ -111,16 +103,6 @@ class Preparer:
 
     def _dtype_for(self, weight: Weight) -> torch.dtype:
         return DTYPES.get(weight.dtype if self.dtype == "auto" else self.dtype, torch.bfloat16)
-
-
-def side_by_side(weight: GpuWeight, names: Sequence[str], weights: Sequence[Weight]) -> dict[str, Part]:
-    """Where column-parallel weights lie in a prepared one."""
-    parts, first = {}, 0
-    for name, each in zip(names, weights, strict=True):
-        units, outs = each.values.shape[:2]
-        parts[name] = Part(weight, outs, first)
-        first += units * outs
-    return parts
 
 
 def give_back(part: Part, units: range, outs: range | None = None) -> Weight:

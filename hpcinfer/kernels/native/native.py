@@ -10,7 +10,8 @@ from hpcinfer.config import RopeScaling
 from hpcinfer.dtypes import STORAGE, dequantise
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
-from hpcinfer.kernels.native.packing import Packer, Part, biases, cut, side_by_side
+from hpcinfer.kernels.native.packing import Packer, biases, cut
+from hpcinfer.kernels.parts import Part, side_by_side
 from hpcinfer.kernels.probe import probe_digest
 from hpcinfer.kernels.protocol import (
     AttentionShape,

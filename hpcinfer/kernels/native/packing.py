@@ -1,24 +1,16 @@
 """Weights in the layout that the C library computes with: packed, and given back as they were."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hpcinfer.dtypes import GROUP
 from hpcinfer.kernels.native.library import Library
+from hpcinfer.kernels.parts import Part
 from hpcinfer.kernels.protocol import HeadLayout, Linear, Weight
 
 _KINDS = ("float32", "bfloat16", "float16", "int8", "int4")  # HPC_FLOAT32, … HPC_INT4
-
-
-class Part(NamedTuple):
-    """Where a parameter lies in a packed weight."""
-
-    packed: Any
-    outs: int  # of a unit
-    first_out: int = 0
-    is_row: bool = False  # row-parallel: a unit is a grain
 
 
 class Packer:
@@ -63,15 +55,15 @@ class Packer:
     def give_back(self, part: Part, units: range, outs: range | None = None) -> Weight:
         """Some outputs of some units of a packed weight, all outputs if `outs` is None, as they were."""
         outs = range(part.outs) if outs is None else outs
-        values, scales = self._room(part.packed, (len(units), len(outs)))
+        values, scales = self._room(part.weight, (len(units), len(outs)))
         for i, unit in enumerate(units):
             grain, first = (unit, 0) if part.is_row else (0, part.first_out + unit * part.outs)
             scale = None if scales is None else scales[i]
             self._lib.hpc_weight_read(
-                part.packed, grain, first + outs.start, len(outs), self._library.pointer("char[]", values[i]),
+                part.weight, grain, first + outs.start, len(outs), self._library.pointer("char[]", values[i]),
                 self._library.pointer("char[]", scale),
             )  # fmt: skip
-        return Weight(values, _KINDS[part.packed.kind], scales)
+        return Weight(values, _KINDS[part.weight.kind], scales)
 
     def _room(self, packed: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """Arrays for outputs of units and their scales."""
@@ -93,16 +85,6 @@ class Packer:
             packed, self._threads, grain, first_out, count, self._library.kind(weight.dtype),
             self._library.pointer("char[]", values), self._library.pointer("char[]", scales),
         )  # fmt: skip
-
-
-def side_by_side(packed: Any, names: Sequence[str], weights: Sequence[Weight]) -> dict[str, Part]:
-    """Where column-parallel weights lie in a packed one."""
-    parts, first = {}, 0
-    for name, weight in zip(names, weights, strict=True):
-        units, outs = weight.values.shape[:2]
-        parts[name] = Part(packed, outs, first)
-        first += units * outs
-    return parts
 
 
 def biases(linears: tuple[Linear, ...]) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Attention and KV cache against float64, and their contract: no bit depends on how the work was arranged."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_attention import EPS, THETA, naive_attention
 from steps import Chunk, block_tables, packed_step, schedule
 
 from hpcinfer.config import RopeScaling
@@ -17,7 +19,6 @@ from hpcinfer.kernels.rope import rope_table
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 LIMIT = 600  # positions
-EPS = 1e-5
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # of the type that q is rounded to; Triton's interpreter cuts bfloat16 off instead of rounding it
 TOLERANCE = {"float32": 3e-6, "bfloat16": 4e-2, "float16": 3e-3}
@@ -99,7 +100,7 @@ def run(kit, case, batches, block_size=16, garbage=0xFF):
 def run_step(kit, case, step, rows, cache):
     dtype, groups = TYPES[case.dtype], kit.plan.group_heads(case.layout, kit.device)
     there = kit.step.DeviceStep(step, kit.device)
-    rope = torch.from_numpy(rope_table(LIMIT, case.layout.head_size, 100.0, RopeScaling()).copy()).to(kit.device)
+    rope = torch.from_numpy(rope_table(LIMIT, case.layout.head_size, THETA, RopeScaling()).copy()).to(kit.device)
     norms = [None if norm is None else torch.from_numpy(norm).to(kit.device) for norm in case.norms]
     rotation = kit.rows.Rotation(rope, *norms, EPS, groups.head_columns, groups.num_columns)
     qkv = torch.from_numpy(rows).to(kit.device)
@@ -129,34 +130,9 @@ def stored(x, dtype):
 
 
 def naive(case, sequence):
-    """The same in float64, straight from the definition: [L, G * U]."""
-    rows, size, num_kv_heads = case.rows[sequence], case.layout.head_size, case.num_kv_heads
-    q = np.stack([rows[:, column : column + size] for column in case.head_columns], 1)
-    k, v = rows[:, case.num_columns :].reshape(len(rows), 2, num_kv_heads, size).transpose(1, 0, 2, 3)
-    cosine, sine = rope_table(LIMIT, size, 100.0, RopeScaling())[: len(rows), None].transpose(2, 0, 1, 3)
-    q, k = (rotated(normed(x, norm), cosine, sine) for x, norm in zip((q, k), case.norms, strict=True))
-    k, v = (stored(x, case.cache_dtype).astype(np.float64)[:, list(case.layout.kv_of_head)] for x in (k, v))
-    scores = np.einsum("qnh,knh->nqk", q.astype(np.float64), k) / np.sqrt(size)
-    age = np.arange(len(rows))[:, None] - np.arange(len(rows))
-    scores[:, (age < 0) | ((age >= case.window) & (case.window > 0))] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    heads = np.einsum("nqk,knh->nqh", weights / weights.sum(-1, keepdims=True), v)
-    result = np.zeros((len(rows), case.num_columns))
-    for head, column in zip(heads, case.head_columns, strict=True):
-        result[:, column : column + size] = head
-    return result
-
-
-def normed(x, weight):
-    if weight is None:
-        return x
-    x = x.astype(np.float64)
-    return (x * weight / np.sqrt((x**2).mean(-1, keepdims=True) + EPS)).astype(np.float32)
-
-
-def rotated(x, cosine, sine):
-    first, second = np.split(x, 2, -1)
-    return np.concatenate((first * cosine - second * sine, second * cosine + first * sine), -1)
+    """The same in float64: [L, G * U]."""
+    store = partial(stored, dtype=case.cache_dtype)
+    return naive_attention(case.rows[sequence], case.layout, case.head_columns, case.norms, case.window, store)
 
 
 def agrees(case, sequence, found):

@@ -1,5 +1,6 @@
 """Whole halves of a layer: against the reference kernels, and no bit from chunks, company, block size or mesh."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_sizes import Model
 from random_weights import DTYPES, random_weight
 from stages import poison
 from steps import Chunk, block_tables, packed_step, schedule
@@ -20,27 +22,7 @@ from hpcinfer.kernels.protocol import AttentionShape, AttentionWeights, HeadLayo
 LENGTHS = [20, 3]
 # of the largest result; the reference multiplies in float32, but rounds rows for int4 where these kernels do not
 TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3, "int8": 4e-2, "int4": 4e-2}
-
-
-class Model(NamedTuple):
-    """Sizes of one layer and a head."""
-
-    dtype: str
-    cache_dtype: str
-    hidden: int = 40
-    grain_heads: tuple[int, ...] = (2, 2, 1)
-    num_kv_heads: int = 2
-    head_size: int = 12
-    width: int = 40
-    window: int = 0
-    has_bias: bool = True
-
-    @property
-    def layout(self) -> HeadLayout:
-        """Heads in grains."""
-        num_heads = sum(self.grain_heads)
-        kv_of_head = tuple(head * self.num_kv_heads // max(1, num_heads) for head in range(num_heads))
-        return HeadLayout(self.head_size, max(self.grain_heads), self.grain_heads, kv_of_head)
+small_model = partial(Model, hidden=40, head_size=12)  # the interpreter is slow
 
 
 class Layer(NamedTuple):
@@ -105,11 +87,11 @@ def spoil(cache, num_blocks):
 
 WHOLE = [[Chunk(s, 0, length) for s, length in enumerate(LENGTHS)]]
 MODELS = [
-    *(Model(dtype, "float32") for dtype in DTYPES),
-    *(Model("float32", cache) for cache in ("bfloat16", "float16", "int8")),
-    Model("float16", "float16", window=9),
-    Model("int8", "int8", grain_heads=(1, 1, 0), num_kv_heads=1, width=70, has_bias=False),
-    Model("int4", "bfloat16", hidden=64, grain_heads=(3, 3, 3), num_kv_heads=3, width=33),
+    *(small_model(dtype, "float32") for dtype in DTYPES),
+    *(small_model("float32", cache) for cache in ("bfloat16", "float16", "int8")),
+    small_model("float16", "float16", window=9),
+    small_model("int8", "int8", grain_heads=(1, 1, 0), num_kv_heads=1, width=70, has_bias=False),
+    small_model("int4", "bfloat16", hidden=64, grain_heads=(3, 3, 3), num_kv_heads=3, width=33),
 ]
 
 
@@ -139,7 +121,7 @@ def test_integers_are_copied_once_for_all_layers(make, monkeypatch):
 
     copied, copy = [], gpu.DeviceStep
     monkeypatch.setattr(gpu, "DeviceStep", lambda step, device: copied.append(step) or copy(step, device))
-    kernels, model = make(), Model("float32", "float32", hidden=16, grain_heads=(1,), num_kv_heads=1, width=16)
+    kernels, model = make(), small_model("float32", "float32", hidden=16, grain_heads=(1,), num_kv_heads=1, width=16)
     layer, cache = prepare(kernels, model).attention, kernels.kv_cache(4, 16, 1, 12, "float32")
     steps = [packed_step([Chunk(0, i, i + 1)], [np.zeros(3, np.int64)], [np.arange(4)], 16) for i in range(3)]
     for step in (*steps[:2] * 2, steps[2]):
@@ -148,7 +130,7 @@ def test_integers_are_copied_once_for_all_layers(make, monkeypatch):
 
 
 def test_sums_stand_where_they_are_wanted(make):
-    kernels, model = make(), Model("float32", "float32")
+    kernels, model = make(), small_model("float32", "float32")
     layer, x = prepare(kernels, model), np.ones((3, 40), np.float32)
     room = kernels.empty((2, 3, 40))
     nodes = kernels.mlp(kernels.device(x), layer.mlp, [(0, 2), (2, 3)], room)
@@ -171,7 +153,7 @@ def test_rows_of_a_table_are_copied(make, dtype):
 
 
 def test_products_may_be_made_in_another_type(make):
-    model = Model("float16", "float32")
+    model = small_model("float16", "float32")
     exact, expected = (run(kernels, model, WHOLE) for kernels in (make(dtype="float32"), create_kernels("reference")))
     assert np.abs(exact - expected).max() <= TOLERANCE["float32"] * np.abs(expected).max()
     with pytest.raises(ConfigError, match="'float8'"):
