@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from queue import Empty, Full, Queue, SimpleQueue
+from math import inf
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
@@ -19,7 +20,9 @@ class ClaimAhead:
 
     def __init__(self, claimer: Claimer, num_replicas: int) -> None:
         self._claimer = claimer
-        self._claims: Queue[Claim] = Queue(maxsize=_BLOCKS_AHEAD * num_replicas)
+        self._claims: SimpleQueue[Claim] = SimpleQueue()
+        self._num_ahead: float = _BLOCKS_AHEAD * num_replicas
+        self._room = threading.Event()  # there may be room for one more
         self._returned: SimpleQueue[Mapping[int, np.ndarray]] = SimpleQueue()
         self._num_unclaimed = claimer.num_unclaimed
         self._num_claimed = self._num_taken = 0  # rows; each is written by one thread
@@ -38,8 +41,14 @@ class ClaimAhead:
             claim = self._claims.get_nowait()
         except Empty:
             return None
+        self._room.set()
         self._num_taken += len(claim.rows)
         return claim
+
+    def claim_all(self) -> None:
+        """Claim all there is, however few are taken: the job is dealt at once. Not collective."""
+        self._num_ahead = inf
+        self._room.set()
 
     @property
     def num_undealt(self) -> int:
@@ -59,6 +68,7 @@ class ClaimAhead:
         """Stop the thread. Not collective."""
         self._stop.set()
         self._wake.set()
+        self._room.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -88,9 +98,9 @@ class ClaimAhead:
                 self._put(claim)
 
     def _put(self, claim: Claim) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._claims.put(claim, timeout=_POLL_S)
-            except Full:
+        while self._claims.qsize() >= self._num_ahead and not self._stop.is_set():
+            if not self._room.wait(_POLL_S):
                 self._claimer.poll()
                 self.num_done = self._claimer.num_done
+            self._room.clear()
+        self._claims.put(claim)

@@ -234,6 +234,8 @@ class Dealer:
         assert self._first_round is not None
         if self._is_small is None:
             self._is_small = self.claims.num_undealt <= wanted * len(self.rosters)
+            if self._is_small:
+                self.claims.claim_all()
         deals = self._cards() if self._is_small else self._deals(wanted)
         if deals:
             self._first_round.append(leader)

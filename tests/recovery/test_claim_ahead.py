@@ -78,3 +78,20 @@ def test_an_error_of_the_thread_is_raised_where_claims_are_taken(ahead, monkeypa
     ahead.give_back({0: np.arange(3)})
     with pytest.raises(OSError, match="is gone"):
         take_all(ahead, 1)
+
+
+def test_few_are_claimed_in_advance_unless_all_are_dealt_at_once(ahead):
+    def num_claimed():
+        return sum(path.is_file() for path in ahead.paths.claims.rglob("*.g*"))
+
+    def wait_for(count):
+        end = time.monotonic() + 10
+        while num_claimed() < count and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for one too many
+        return num_claimed()
+
+    in_advance = 2 * 4 + 1  # four for each of two replicas, and one in hand
+    assert wait_for(in_advance) == in_advance < ahead.index.num_blocks
+    ahead.claim_all()
+    assert wait_for(ahead.index.num_blocks) == ahead.index.num_blocks

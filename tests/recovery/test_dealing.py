@@ -17,7 +17,10 @@ class Claims:
 
     def __init__(self, blocks):
         self._blocks = [(block, np.arange(3 * block, 3 * block + 3)) for block in range(blocks)]
-        self.is_complete = False
+        self.is_complete = self.is_all = False
+
+    def claim_all(self):
+        self.is_all = True
 
     def take(self):
         if not self._blocks:
@@ -109,6 +112,7 @@ def test_small_jobs_are_dealt_like_cards():
     for leader in (2, 0, 1):
         mail.want(leader, 100)
     dealer.serve()
+    assert dealer.claims.is_all
     found = [(leader, [each.block for each in answer.deals]) for leader, answer in mail.sent]
     assert found == [(2, [0, 3, 6]), (0, [1, 4]), (1, [2, 5])]
 
