@@ -320,3 +320,78 @@ def test_large_weights_begin_at_a_huge_page():
 
 def test_more_memory_than_there_is_gives_no_weight():
     assert lib.hpc_weight_new(lib.HPC_FLOAT32, 1, 2**24, 2**24) == ffi.NULL
+
+
+def pack_gated(gate, up, num_in):
+    """Gates and what they multiply, one grain each."""
+    kind = KINDS[gate.dtype] if gate.dtype in ("int8", "int4") else lib.HPC_FLOAT32
+    weight = ffi.gc(lib.hpc_gated_weight_new(kind, gate.num_out, num_in), lib.hpc_weight_free)
+    for stored, first_out in ((gate, 0), (up, weight.num_out // 2)):
+        lib.hpc_weight_fill(weight, 2, 0, first_out, stored.num_out, KINDS[stored.dtype],
+                            pointer(stored.values, "char"), pointer(stored.scales, "char"))  # fmt: skip
+    return weight
+
+
+def gated(weight, rows, num_gates, bias=None, threads=1, places=0):
+    """silu(gate) * up [T, num_gates] of rows [T, 1, I]; what lies around it must stay."""
+    memory, out = misplaced(np.full((len(rows), num_gates), np.nan, np.float32), places)
+    _, values = misplaced(rows, places)
+    lib.hpc_gated_product(RUNTIMES[threads], weight, pointer(values), len(rows), num_gates, pointer(bias), pointer(out))
+    assert (memory == GUARD).sum() == 64 + (out == GUARD).sum()
+    return out.copy()
+
+
+def silu_mul(pairs):
+    """silu(gate) * up of pairs [T, 2, size], by a product with ones."""
+    size = pairs.shape[2]
+    ones = np.eye(2 * size, dtype=np.float32)
+    gate, up = (Stored(np.ascontiguousarray(half[None]), "float32") for half in (ones[:size], ones[size:]))
+    return gated(pack_gated(gate, up, 2 * size), pairs.reshape(len(pairs), 1, 2 * size), size)
+
+
+@given(seed=seeds, num_rows=st.integers(0, 20), size=st.integers(1, 130))
+@settings(deadline=None, max_examples=60)
+def test_silu_of_any_length(seed, num_rows, size):
+    pairs = np.random.default_rng(seed).uniform(-100, 100, (num_rows, 2, size)).astype(np.float32)
+    gate, up = pairs.astype(np.float64).swapaxes(0, 1)
+    np.testing.assert_allclose(silu_mul(pairs), gate / (1 + np.exp(-gate)) * up, rtol=1e-6, atol=1e-30)
+
+
+def test_silu_of_large_numbers_is_finite():
+    pairs = np.ones((1, 2, 5), np.float32)
+    pairs[0, 0] = [-1e30, 1e30, 0, -0.0, -90]
+    np.testing.assert_array_equal(silu_mul(pairs).ravel(), np.array([0, 1e30, 0, 0, 0], np.float32))
+
+
+@given(seed=seeds, dtype=dtypes, num_rows=st.integers(0, 40), size=st.integers(1, 130), num_in=st.integers(1, 70),
+       has_bias=st.booleans(), places=st.integers(0, 15))  # fmt: skip
+@settings(deadline=None, max_examples=150)
+def test_gated_products_are_two_products_and_silu(seed, dtype, num_rows, size, num_in, has_bias, places):
+    rng = np.random.default_rng(seed)
+    gate, up = (random_weight(rng, (1, size, num_in), dtype) for _ in range(2))
+    rows, weight = random_rows(rng, num_rows, (1, size, num_in)), pack_gated(gate, up, num_in)
+    biases = [rng.standard_normal(size).astype(np.float32) for _ in range(2)] if has_bias else [None, None]
+    pairs = [product(pack(stored, num_in), rows, bias=bias)[0] for stored, bias in zip((gate, up), biases, strict=True)]
+    expected = silu_mul(np.stack(pairs, axis=1))
+    both = np.concatenate([np.pad(bias, (0, -size % lib.HPC_PANEL)) for bias in biases]) if has_bias else None
+    for isa in ISAS:
+        lib.hpc_use(isa.encode())
+        for threads in RUNTIMES:
+            found = gated(weight, rows, size, both, threads, places)
+            np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32), err_msg=f"{isa} {threads}")
+
+
+def test_gated_weights_are_given_back_as_they_came():
+    rng = np.random.default_rng(1)
+    for dtype in KINDS:
+        gate, up = (random_weight(rng, (1, 100, 40), dtype) for _ in range(2))
+        weight = pack_gated(gate, up, 40)
+        for stored, first in ((gate, 0), (up, weight.num_out // 2)):
+            is_quantised = stored.scales is not None
+            values = np.empty_like(stored.values[0]) if is_quantised else np.empty((100, 40), np.float32)
+            scales = np.empty_like(stored.scales[0]) if is_quantised else None
+            lib.hpc_weight_read(weight, 0, first, 100, pointer(values, "char"), pointer(scales, "char"))
+            expected = stored.values[0] if is_quantised else to_float32(stored.values[0], dtype)
+            np.testing.assert_array_equal(values, expected)
+            if is_quantised:
+                np.testing.assert_array_equal(scales, stored.scales[0])

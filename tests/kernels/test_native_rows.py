@@ -97,17 +97,6 @@ def rms_norm(x, weight, index, eps, *, quantised):
     return everywhere(run)
 
 
-def silu_mul(gate_up, *, quantised):
-    def run(runtime, places):
-        num_rows, _, grains, num_in = gate_up.shape
-        rows = Rows(num_rows, grains, num_in, quantised=quantised, places=places)
-        _, part = moved(gate_up, places)
-        lib.hpc_silu_mul(runtime, pointer(part), rows.struct)
-        return rows.results()
-
-    return everywhere(run)
-
-
 def quantise(values, *, only_totals=False):
     def run(runtime, places):
         rows = Rows(*values.shape, quantised=True, places=places, only_totals=only_totals)
@@ -200,24 +189,6 @@ def test_a_broken_row_spoils_no_other():
     found = rms_norm(x, weight, None, 1e-5, quantised=True)
     for name, array in good.items():
         np.testing.assert_array_equal(np.delete(found[name], 2, 0), np.delete(array, 2, 0))
-
-
-@given(seed=seeds, num_rows=st.integers(0, 4), grains=st.integers(1, 3), size=lengths)
-@settings(deadline=None, max_examples=60)
-def test_silu_of_any_length(seed, num_rows, grains, size):
-    gate_up = random_rows(seed, num_rows, 2, grains, size)
-    found = silu_mul(gate_up, quantised=False)["values"]
-    gate, up = gate_up.astype(np.float64).swapaxes(0, 1)
-    with np.errstate(over="ignore"):
-        np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-6, atol=1e-30)
-    assert_codes(silu_mul(gate_up, quantised=True), expected_codes(found))
-
-
-def test_silu_of_large_numbers_is_finite():
-    gate_up = np.ones((1, 2, 1, 5), np.float32)
-    gate_up[0, 0, 0] = [-1e30, 1e30, 0, -0.0, -90]
-    expected = np.array([0, 1e30, 0, 0, 0], np.float32)
-    np.testing.assert_array_equal(silu_mul(gate_up, quantised=False)["values"].ravel(), expected)
 
 
 @given(seed=seeds, num_rows=st.integers(0, 4), grains=st.integers(1, 3), size=lengths)
@@ -392,11 +363,8 @@ def test_largest_of_a_long_row():
         np.testing.assert_array_equal(largest(row, count), np.argsort(-row, kind="stable")[:count])
 
 
-def test_silu_and_norm_are_close_to_the_reference():
+def test_the_norm_is_close_to_the_reference():
     x = torch.from_numpy(random_rows(0, 6, 96))
-    found = silu_mul(x.numpy().reshape(3, 2, 1, 96), quantised=False)["values"][:, 0]
-    pairs = x.reshape(3, 2, 96)
-    np.testing.assert_allclose(found, reference_math.silu_mul(pairs[:, 0], pairs[:, 1]).numpy(), rtol=1e-6, atol=1e-30)
     weight = torch.from_numpy(random_rows(1, 96))
     found = rms_norm(x.numpy(), weight.numpy(), None, 1e-6, quantised=False)["values"][:, 0]
     np.testing.assert_allclose(found, reference_math.rms_norm(x, weight, 1e-6).numpy(), rtol=1e-6)

@@ -2,12 +2,14 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpcinfer.config import RopeScaling
 from hpcinfer.dtypes import STORAGE, dequantise
+from hpcinfer.kernels.fp8_weights import FP8, FP8_PRODUCTS
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.native.packing import Packer, biases, cut
@@ -16,13 +18,16 @@ from hpcinfer.kernels.probe import probe_digest
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
+    Changes,
     GrainBest,
     GrainStats,
+    LayerWeights,
     MlpWeights,
     StepInput,
     Weight,
 )
 from hpcinfer.kernels.rope import rope_table
+from hpcinfer.kernels.sampling import RowSampling, change_row, compact
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +56,18 @@ class NativeCache:
 
 
 class _Table(NamedTuple):
-    """A vocabulary table as stored; an int4 one as float32."""
+    """A vocabulary table as stored; one of int4 or fp8 as float32."""
 
     weight: Weight
     stored: str  # dtype
 
 
-class NativeKernels:
+class NativeKernels(RowSampling):
     """Implements `Kernels` with the C library. Several may live in one process, each with its own threads."""
 
     name = "native"
+    is_reproducible = True
+    while_waiting: Callable[[], None] | None = None
 
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._ffi, self._lib, self._library = library.ffi, library.lib, library
@@ -76,7 +83,7 @@ class NativeKernels:
         """Describe what fixes the bits: the version of the kernels, and the digest of a short probe.
 
         The instruction set and the number of threads do not."""
-        return {"kernels": _VERSION, "device": "cpu", "probe": probe_digest(self, _PROBED)}
+        return {"kernels": _VERSION, "device": "cpu", "probe": probe_digest(self, _PROBED), **FP8_PRODUCTS}
 
     def phase_seconds(self) -> dict[str, float]:
         """Seconds in array functions so far, by phase."""
@@ -89,9 +96,22 @@ class NativeKernels:
     def free_bytes(self) -> None:
         """Arrays are in the node's memory."""
 
+    def total_bytes(self) -> None:
+        """None: arrays are in the node's memory."""
+
+    def trim(self) -> None:
+        """Nothing is kept."""
+
+    def device_arrays(self) -> None:
+        """None: arrays are in the node's memory."""
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Allocate float32, uninitialised, contiguous."""
         return np.empty(shape, np.float32)
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Allocate float32 zeros, contiguous."""
+        return np.zeros(shape, np.float32)
 
     def host(self, array: np.ndarray) -> np.ndarray:
         """The array itself."""
@@ -119,17 +139,21 @@ class NativeKernels:
         columns = head_size + -(-head_size // 16) * 16
         return columns * STORAGE[dtype].itemsize + (8 if dtype == "int8" else 0)
 
+    def staging(self, num_bytes: int) -> np.ndarray:
+        """Memory like any other."""
+        return np.empty(num_bytes, np.uint8)
+
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
         return rope_table(max_len, head_size, theta, scaling)
 
     def keeps_table(self, dtype: str) -> bool:
         """Whether `prepare_table` makes no copy."""
-        return dtype != "int4"
+        return dtype not in ("int4", FP8)
 
     def prepare_table(self, table: Weight) -> _Table:
         """Keep a vocabulary table [G, U, D] as stored."""
-        if table.dtype == "int4":
+        if not self.keeps_table(table.dtype):
             return _Table(Weight(dequantise(table.values, table.dtype, table.scales), "float32"), table.dtype)
         return _Table(table._replace(values=np.ascontiguousarray(table.values)), table.dtype)
 
@@ -152,7 +176,7 @@ class NativeKernels:
         lists = self._packer.leave_padding_out(prepared.struct.qkv, prepared.struct.o, layout)
         parts = side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
         parts["o_proj"] = Part(prepared.struct.o, hidden, is_row=True)
-        return prepared._replace(parts=parts, held=(*prepared.held, *lists))
+        return prepared._replace(parts=_kept(parts, weights.o), held=(*prepared.held, *lists))
 
     def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
         """Pack the MLP half of a layer: gate and up side by side."""
@@ -160,12 +184,14 @@ class NativeKernels:
         inputs = (weights.gate, weights.up)
         prepared = self._prepare(
             "hpc_mlp_layer *", {"eps": eps, "grains": grains, "width": width},
-            gate_up=self._packer.columns([linear.weight for linear in inputs], len(weights.norm)),
-            down=self._packer.rows(weights.down, width), norm=_float32(weights.norm), gate_up_bias=biases(inputs),
+            gate_up=self._packer.gated(weights.gate.weight, weights.up.weight, len(weights.norm)),
+            down=self._packer.rows(weights.down, width), norm=_float32(weights.norm),
+            gate_up_bias=biases(inputs, multiple=self._lib.HPC_PANEL),
         )  # fmt: skip
-        parts = side_by_side(prepared.struct.gate_up, ("gate_proj", "up_proj"), [each.weight for each in inputs])
+        gate_up = prepared.struct.gate_up
+        parts = {"gate_proj": Part(gate_up, width), "up_proj": Part(gate_up, width, gate_up.num_out // 2)}
         down = Part(prepared.struct.down, len(weights.norm), is_row=True)
-        return prepared._replace(parts={**parts, "down_proj": down})
+        return prepared._replace(parts=_kept({**parts, "down_proj": down}, weights.down))
 
     def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Prepared:
         """Pack the output head, with the last norm."""
@@ -173,12 +199,13 @@ class NativeKernels:
             "hpc_head *", {"eps": eps, "grains": table.values.shape[0]},
             weight=self._packer.columns([table], len(norm)), norm=_float32(norm),
         )  # fmt: skip
-        return prepared._replace(parts={"lm_head": Part(prepared.struct.weight, table.values.shape[1])})
+        return prepared._replace(parts=_kept({"lm_head": Part(prepared.struct.weight, table.values.shape[1])}, table))
 
     def give_back(self, prepared: Any, name: str, units: range, outs: range | None = None) -> Weight | None:
-        """Units of a prepared weight as they were; None of a vocabulary table that is kept in another precision."""
+        """Units of a prepared weight as they were; None of what is kept in another precision."""
         if isinstance(prepared, Prepared):
-            return self._packer.give_back(prepared.parts[name], units, outs)
+            part = prepared.parts.get(name)
+            return None if part is None else self._packer.give_back(part, units, outs)
         return cut(prepared.weight, units, outs) if prepared.weight.dtype == prepared.stored else None
 
     def embed(
@@ -194,6 +221,13 @@ class NativeKernels:
             hidden, starts, sizes, grains, self._pointer("int64_t[]", token_ids), len(token_ids), self._floats(out),
         )  # fmt: skip
         return out
+
+    def run_layers(
+        self, step: StepInput, hidden: np.ndarray | None, work: Callable[[StepInput, np.ndarray | None], np.ndarray],
+        owner: object, *, is_alone: bool,
+    ) -> np.ndarray:  # fmt: skip
+        """work(step, hidden): nothing is recorded."""
+        return work(step, hidden)
 
     def attention(
         self, x: np.ndarray, layer: Prepared, step: StepInput, cache: NativeCache, spans: list[tuple[int, int]],
@@ -218,6 +252,27 @@ class NativeKernels:
         )  # fmt: skip
         return list(nodes)
 
+    def whole_layers(
+        self, layers: Sequence[LayerWeights], caches: Sequence[NativeCache]
+    ) -> Callable[[np.ndarray, StepInput], np.ndarray]:
+        """Prepare one call that runs all of these layers, in place."""
+        pointers = {
+            "attention": self._ffi.new("hpc_attention_layer *[]", [layer.attention.struct for layer in layers]),
+            "mlp": self._ffi.new("hpc_mlp_layer *[]", [layer.mlp.struct for layer in layers]),
+            "caches": self._ffi.new("hpc_cache *[]", [cache.struct for cache in caches]),
+            "o_biases": self._ffi.new("float *[]", [self._pointer("float[]", layer.o_bias) for layer in layers]),
+            "down_biases": self._ffi.new("float *[]", [self._pointer("float[]", layer.down_bias) for layer in layers]),
+        }
+        sizes = {"num_layers": len(layers), "grains": layers[0].attention.struct.grains if layers else 0}
+        stack = Prepared(self._ffi.new("hpc_stack *", {**sizes, **pointers}), (layers, caches, pointers))
+
+        def run(x: np.ndarray, step: StepInput) -> np.ndarray:
+            step_struct, total = self._step(step).struct, np.empty_like(x)
+            self._lib.hpc_layers(self._runtime, stack.struct, step_struct, self._floats(x), self._floats(total))
+            return x
+
+        return run
+
     def add_residual(self, x: np.ndarray, total: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
         """x + (total + bias), in place."""
         self._lib.hpc_add_residual(
@@ -239,13 +294,18 @@ class NativeKernels:
         )
         return out
 
-    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
+    def argmax(
+        self, logits: np.ndarray, grain_sizes: tuple[int, ...], changes: Mapping[int, Changes] | None = None
+    ) -> GrainBest:
         """The largest true logit of each row."""
         best = GrainBest(self.empty((len(logits),)), np.empty(len(logits), np.int64))
         self._lib.hpc_argmax(
             self._runtime, self._floats(logits), self._sizes(grain_sizes), *logits.shape, self._floats(best.values),
             self._pointer("int64_t[]", best.places),
         )  # fmt: skip
+        for i, change in (changes or {}).items():
+            row = change_row(compact(logits[i : i + 1], grain_sizes)[0], change)
+            [best.values[i]], [best.places[i]] = self.argmax(row.reshape(1, 1, -1), (len(row),))
         return best
 
     def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
@@ -306,6 +366,11 @@ class NativeKernels:
 
     def _floats(self, array: np.ndarray) -> Any:
         return self._ffi.from_buffer("float[]", array)
+
+
+def _kept(parts: dict[str, Part], weight: Weight) -> dict[str, Part]:
+    """Where parameters lie, unless they are not kept as they were; `weight` is one of them."""
+    return {} if weight.dtype == FP8 else parts
 
 
 def _float32(values: np.ndarray | None) -> np.ndarray | None:

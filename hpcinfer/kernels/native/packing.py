@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hpcinfer.dtypes import GROUP
+from hpcinfer.kernels.fp8_weights import without_fp8
 from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.parts import Part
 from hpcinfer.kernels.protocol import HeadLayout, Linear, Weight
@@ -21,14 +22,25 @@ class Packer:
 
     def columns(self, weights: Sequence[Weight], num_in: int) -> Any:
         """Pack column-parallel weights side by side."""
+        weights = [without_fp8(weight) for weight in weights]
         sizes = [weight.values.shape[0] * weight.values.shape[1] for weight in weights]
         packed = self._new(weights[0].dtype, 1, sum(sizes), num_in)
         for weight, size, end in zip(weights, sizes, np.cumsum(sizes), strict=True):
             self._fill(packed, 0, int(end) - size, weight)
         return packed
 
+    def gated(self, gate: Weight, up: Weight, num_in: int) -> Any:
+        """Pack gates and what they multiply, each in whole panels."""
+        gate, up = without_fp8(gate), without_fp8(up)
+        count = gate.values.shape[0] * gate.values.shape[1]
+        packed = self._owned(self._lib.hpc_gated_weight_new(self._kind(gate.dtype), count, num_in))
+        self._fill(packed, 0, 0, gate)
+        self._fill(packed, 0, packed.num_out // 2, up)
+        return packed
+
     def rows(self, weight: Weight, num_in: int) -> Any:
         """Pack a row-parallel weight, grain by grain."""
+        weight = without_fp8(weight)
         grains, num_out = weight.values.shape[:2]
         packed = self._new(weight.dtype, grains, num_out, num_in)
         for grain in range(grains):
@@ -75,8 +87,13 @@ class Packer:
         return np.empty((*shape, packed.num_in), np.float32), None
 
     def _new(self, dtype: str, grains: int, num_out: int, num_in: int) -> Any:
-        kind = self._library.kind(dtype if dtype in ("int8", "int4") else "float32")
-        return self._library.owned(self._lib.hpc_weight_new(kind, grains, num_out, num_in), self._lib.hpc_weight_free)
+        return self._owned(self._lib.hpc_weight_new(self._kind(dtype), grains, num_out, num_in))
+
+    def _owned(self, packed: Any) -> Any:
+        return self._library.owned(packed, self._lib.hpc_weight_free)
+
+    def _kind(self, dtype: str) -> int:
+        return self._library.kind(dtype if dtype in ("int8", "int4") else "float32")
 
     def _fill(self, packed: Any, grain: int, first_out: int, weight: Weight) -> None:
         values, count = np.ascontiguousarray(weight.values), weight.values.shape[0] * weight.values.shape[1]
@@ -87,10 +104,11 @@ class Packer:
         )  # fmt: skip
 
 
-def biases(linears: tuple[Linear, ...]) -> np.ndarray | None:
-    """Biases side by side; all linears have one, or none."""
+def biases(linears: tuple[Linear, ...], multiple: int = 1) -> np.ndarray | None:
+    """Biases side by side, each with zeros up to a multiple; all linears have one, or none."""
     biases = [linear.bias.reshape(-1) for linear in linears if linear.bias is not None]
-    return np.concatenate(biases).astype(np.float32, copy=False) if biases else None
+    padded = [np.pad(bias, (0, -len(bias) % multiple)) for bias in biases]
+    return np.concatenate(padded).astype(np.float32, copy=False) if padded else None
 
 
 def cut(weight: Weight, units: range, outs: range | None = None) -> Weight:

@@ -74,6 +74,10 @@ void hpc_mlp_half(
     table()->mlp_half(runtime, layer, x, num_rows, spans, num_spans, nodes);
 }
 
+void hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum) {
+    table()->layers(runtime, stack, step, x, sum);
+}
+
 void hpc_logits(
     hpc_runtime *runtime, const hpc_head *head, const float *x, const int64_t *index, int64_t num_rows, float *logits
 ) {
@@ -124,14 +128,17 @@ void hpc_product(
     table()->product(runtime, weight, values, num_rows, spans, num_spans, bias, nodes);
 }
 
+void hpc_gated_product(
+    hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, int64_t num_gates,
+    const float *bias, float *out
+) {
+    table()->gated_product(runtime, weight, values, num_rows, num_gates, bias, out);
+}
+
 void hpc_rms_norm(
     hpc_runtime *runtime, const float *x, const int64_t *index, const float *weight, double eps, hpc_rows *out
 ) {
     table()->rms_norm(runtime, x, index, weight, eps, out);
-}
-
-void hpc_silu_mul(hpc_runtime *runtime, const float *gate_up, hpc_rows *out) {
-    table()->silu_mul(runtime, gate_up, out);
 }
 
 void hpc_quantise(hpc_runtime *runtime, const float *values, hpc_rows *out) { table()->quantise(runtime, values, out); }

@@ -6,6 +6,7 @@
 typedef struct {
     __typeof__(&hpc_attention_half) attention_half;
     __typeof__(&hpc_mlp_half) mlp_half;
+    __typeof__(&hpc_layers) layers;
     __typeof__(&hpc_logits) logits;
     __typeof__(&hpc_embed) embed;
     __typeof__(&hpc_add_residual) add_residual;
@@ -14,8 +15,8 @@ typedef struct {
     __typeof__(&hpc_largest) largest;
     __typeof__(&hpc_exp) exp;
     __typeof__(&hpc_product) product;
+    __typeof__(&hpc_gated_product) gated_product;
     __typeof__(&hpc_rms_norm) rms_norm;
-    __typeof__(&hpc_silu_mul) silu_mul;
     __typeof__(&hpc_quantise) quantise;
     __typeof__(&hpc_rotate_and_store) rotate_and_store;
     __typeof__(&hpc_attend) attend;

@@ -59,9 +59,10 @@ static void mlp_half(
     hpc_runtime *runtime, const hpc_mlp_layer *layer, const float *x, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, float *nodes
 ) {
-    float *gate_up = hpc_scratch(runtime, HPC_WIDE, num_rows * layer->gate_up->num_out * 4);
+    const int64_t width = layer->grains * layer->width;
     hpc_rows normed = make_rows(runtime, 0, num_rows, layer->gate_up);
     hpc_rows inner = make_rows(runtime, 1, num_rows, layer->down);
+    float *values = inner.values ? inner.values : hpc_scratch(runtime, HPC_WIDE, num_rows * width * 4);
     const int threads = runtime->threads;
     runtime->stamp = hpc_now();
 #pragma omp parallel num_threads(threads)
@@ -69,13 +70,27 @@ static void mlp_half(
         const int thread = THREAD;
         rms_norm_rows(x, NULL, layer->norm, (float)layer->eps, &normed, thread, threads);
         end_phase(runtime, thread, HPC_OTHER);
-        product(layer->gate_up, &normed, ALL, 1, layer->gate_up_bias, gate_up, thread, threads);
+        gated_product(layer->gate_up, &normed, layer->gate_up_bias, width, values, thread, threads);
         end_phase(runtime, thread, HPC_PRODUCTS);
-        silu_mul_rows(gate_up, &inner, thread, threads);
-        end_phase(runtime, thread, HPC_OTHER);
+        if (inner.codes) {
+            quantise_rows(values, &inner, thread, threads);
+            end_phase(runtime, thread, HPC_OTHER);
+        }
         product(layer->down, &inner, spans, num_spans, NULL, nodes, thread, threads);
     }
     add_seconds(runtime, HPC_PRODUCTS);
+}
+
+/* All layers of a stack, x [T][D] in place; `sum` is as large. */
+static void layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum) {
+    const int64_t all[2] = {0, stack->grains}, num_rows = step->num_tokens;
+    for (int64_t i = 0; i < stack->num_layers; i++) {
+        const int64_t num_columns = stack->mlp[i]->down->num_out;
+        attention_half(runtime, stack->attention[i], step, stack->caches[i], x, all, 1, sum);
+        add_residual(runtime, x, sum, stack->o_biases[i], num_rows, num_columns, x);
+        mlp_half(runtime, stack->mlp[i], x, num_rows, all, 1, sum);
+        add_residual(runtime, x, sum, stack->down_biases[i], num_rows, num_columns, x);
+    }
 }
 
 static void head_logits(
@@ -94,19 +109,28 @@ static void head_logits(
     add_seconds(runtime, HPC_PRODUCTS);
 }
 
-/* A product alone, for tests: quantises its rows if the weight is quantised. */
+/* Rows of a product alone, for tests: `values`, quantised if the weight is quantised. */
+static hpc_rows rows_of_values(hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows) {
+    hpc_rows rows = make_rows(runtime, 0, num_rows, weight);
+    if (rows.codes) quantise_rows(values, &rows, 0, 1);
+    else rows.values = values;
+    return rows;
+}
+
 static void product_of(
     hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, const float *bias, float *nodes
 ) {
-    hpc_rows rows = make_rows(runtime, 0, num_rows, weight);
-    const int threads = runtime->threads, is_quantised = rows.codes != NULL;
-    if (!is_quantised) rows.values = values;
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = THREAD;
-        if (is_quantised) quantise_rows(values, &rows, thread, threads);
-#pragma omp barrier
-        product(weight, &rows, spans, num_spans, bias, nodes, thread, threads);
-    }
+    const hpc_rows rows = rows_of_values(runtime, weight, values, num_rows);
+#pragma omp parallel num_threads(runtime->threads)
+    product(weight, &rows, spans, num_spans, bias, nodes, THREAD, runtime->threads);
+}
+
+static void gated_product_of(
+    hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, int64_t num_gates,
+    const float *bias, float *out
+) {
+    const hpc_rows rows = rows_of_values(runtime, weight, values, num_rows);
+#pragma omp parallel num_threads(runtime->threads)
+    gated_product(weight, &rows, bias, num_gates, out, THREAD, runtime->threads);
 }

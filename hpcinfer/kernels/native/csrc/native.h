@@ -30,6 +30,7 @@ typedef struct {
     int64_t total_bytes;
     const int64_t *listed_panels, *true_inputs;          /* ascending, [G]; NULL for all */
     int64_t num_listed;
+    int64_t is_gated; /* outputs are gates, then as many that they multiply: their panels alternate in memory */
 } hpc_weight;
 
 /* Input rows of a product: num_rows rows of `grains` runs of num_in values. As float32 (row t, grain g at
@@ -72,11 +73,20 @@ typedef struct {
 } hpc_attention_layer;
 
 typedef struct {
-    hpc_weight *gate_up, *down;                          /* gate_up: outputs gate [G][U], up [G][U] side by side */
-    const float *norm, *gate_up_bias;                    /* bias may be NULL */
+    hpc_weight *gate_up, *down;                          /* gate_up: gated, gates [G][U] and up [G][U] */
+    const float *norm, *gate_up_bias;                    /* bias of all its outputs, or NULL */
     double eps;
     int64_t grains, width;                               /* width: U */
 } hpc_mlp_layer;
+
+/* Whole layers of a rank that holds all grains. */
+typedef struct {
+    int64_t num_layers, grains;
+    hpc_attention_layer **attention;                     /* [num_layers], as all below */
+    hpc_mlp_layer **mlp;
+    hpc_cache **caches;
+    float **o_biases, **down_biases;                     /* of the sums over grains; each may be NULL */
+} hpc_stack;
 
 typedef struct {
     hpc_weight *weight;                                  /* outputs [G][U] side by side */
@@ -98,6 +108,7 @@ int hpc_pin(int threads, const int64_t *cpus);
 
 /* pack.c. A new weight is zero; filling brings `count` outputs of one grain, as stored, from first_out on. */
 hpc_weight *hpc_weight_new(int64_t kind, int64_t grains, int64_t num_out, int64_t num_in); /* NULL without memory */
+hpc_weight *hpc_gated_weight_new(int64_t kind, int64_t num_gates, int64_t num_in); /* gates in whole panels */
 void hpc_weight_free(hpc_weight *weight);
 /* Outputs [first_out, first_out + count) of a grain, as they were filled in: float32 or codes, and their scales. */
 void hpc_weight_read(
@@ -123,6 +134,7 @@ void hpc_attention_half(
 void hpc_mlp_half(
     hpc_runtime *runtime, const hpc_mlp_layer *layer, const float *x, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, float *nodes);
+void hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum); /* x in place */
 void hpc_logits(
     hpc_runtime *runtime, const hpc_head *head, const float *x, const int64_t *index, int64_t num_rows, float *logits);
 
@@ -147,9 +159,11 @@ void hpc_exp(hpc_runtime *runtime, float *values, int64_t size); /* in place */
 void hpc_product(
     hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, const float *bias, float *nodes);
+void hpc_gated_product(
+    hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, int64_t num_gates,
+    const float *bias, float *out); /* silu(gate) * up, [T][num_gates] */
 void hpc_rms_norm(
     hpc_runtime *runtime, const float *x, const int64_t *index, const float *weight, double eps, hpc_rows *out);
-void hpc_silu_mul(hpc_runtime *runtime, const float *gate_up, hpc_rows *out);
 void hpc_quantise(hpc_runtime *runtime, const float *values, hpc_rows *out);
 void hpc_rotate_and_store(
     hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, float *qkv);

@@ -57,10 +57,17 @@ hpc_weight *hpc_weight_new(int64_t kind, int64_t grains, int64_t num_out, int64_
     const int64_t num_panels = round_up(num_out, HPC_PANEL) / HPC_PANEL;
     /* The page after the last panel lets kernels read ahead, and makes an empty weight a mapping like any other. */
     const int64_t bytes = round_up(num_panels * grains * panel_bytes + 1, 4096);
-    *weight = (hpc_weight){kind, grains, num_out, num_in, padded_in, panel_bytes, new_pages(bytes), bytes, NULL, NULL, 0};
+    *weight = (hpc_weight){
+        kind, grains, num_out, num_in, padded_in, panel_bytes, new_pages(bytes), bytes, NULL, NULL, 0, 0};
     if (weight->panels) return weight;
     free(weight);
     return NULL;
+}
+
+hpc_weight *hpc_gated_weight_new(int64_t kind, int64_t num_gates, int64_t num_in) {
+    hpc_weight *weight = hpc_weight_new(kind, 1, 2 * round_up(num_gates, HPC_PANEL), num_in);
+    if (weight) weight->is_gated = 1;
+    return weight;
 }
 
 void hpc_weight_free(hpc_weight *weight) {
@@ -149,11 +156,14 @@ static void pack_share(const source *from, int thread, int threads) {
     const hpc_weight *weight = from->weight;
     void (*pack)(const source *, int64_t first, int64_t count, char *panel, int64_t column) =
         weight->kind == HPC_FLOAT32 ? pack_float32 : weight->kind == HPC_INT8 ? pack_int8 : pack_int4;
-    const hpc_part panels = part_of(round_up(weight->num_out, HPC_PANEL) / HPC_PANEL, thread, threads);
-    for (int64_t panel = panels.first; panel < panels.last; panel++) {
+    const int64_t num_panels = round_up(weight->num_out, HPC_PANEL) / HPC_PANEL, unit = weight->is_gated ? 2 : 1;
+    const hpc_part units = part_of(num_panels / unit, thread, threads);
+    for (int64_t panel = 0; panel < num_panels; panel++) {
+        const int64_t place = place_of(weight, panel);
+        if (place < units.first * unit || place >= units.last * unit) continue;
         const int64_t start = panel * HPC_PANEL, end = smaller(start + HPC_PANEL, from->first_out + from->count);
         const int64_t first = from->first_out > start ? from->first_out : start;
-        char *target = weight->panels + (panel * weight->grains + from->grain) * weight->panel_bytes;
+        char *target = weight->panels + (place * weight->grains + from->grain) * weight->panel_bytes;
         if (first < end) pack(from, first - from->first_out, end - first, target, first - start);
     }
 }
@@ -208,7 +218,8 @@ void hpc_weight_read(
     for (int64_t done = 0; done < count;) {
         const int64_t out = first_out + done, column = out % HPC_PANEL;
         const int64_t some = smaller(count - done, HPC_PANEL - column);
-        const char *panel = weight->panels + (out / HPC_PANEL * weight->grains + grain) * weight->panel_bytes;
+        const int64_t place = place_of(weight, out / HPC_PANEL);
+        const char *panel = weight->panels + (place * weight->grains + grain) * weight->panel_bytes;
         if (weight->kind == HPC_FLOAT32) {
             unpack_float32(weight, (const float *)panel + column, some, (float *)values + done * weight->num_in);
         } else if (weight->kind == HPC_INT8) {

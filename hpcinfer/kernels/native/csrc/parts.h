@@ -8,11 +8,6 @@ static void rms_norm(
     rms_norm_rows(x, index, weight, (float)eps, out, THREAD, runtime->threads);
 }
 
-static void silu_mul(hpc_runtime *runtime, const float *gate_up, hpc_rows *out) {
-#pragma omp parallel num_threads(runtime->threads)
-    silu_mul_rows(gate_up, out, THREAD, runtime->threads);
-}
-
 static void quantise(hpc_runtime *runtime, const float *values, hpc_rows *out) {
 #pragma omp parallel num_threads(runtime->threads)
     quantise_rows(values, out, THREAD, runtime->threads);
@@ -36,6 +31,7 @@ static void attend_rows(
 const hpc_kernels HPC_TABLE = {
     .attention_half = attention_half,
     .mlp_half = mlp_half,
+    .layers = layers,
     .logits = head_logits,
     .embed = embed,
     .add_residual = add_residual,
@@ -44,8 +40,8 @@ const hpc_kernels HPC_TABLE = {
     .largest = largest,
     .exp = exp_array,
     .product = product_of,
+    .gated_product = gated_product_of,
     .rms_norm = rms_norm,
-    .silu_mul = silu_mul,
     .quantise = quantise,
     .rotate_and_store = rotate_and_store_rows,
     .attend = attend_rows,

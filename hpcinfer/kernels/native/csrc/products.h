@@ -13,6 +13,9 @@ enum { TILE_ROWS_INT4 = TILE_ROWS_INT / 2 }; /* sums and results of each are in 
 enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT ? TILE_ROWS : TILE_ROWS_INT };
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */
 
+struct tile_input;
+typedef void (*tile_function)(const struct tile_input *, int64_t grain, float *out); /* out [num_rows][HPC_PANEL] */
+
 /* What one tile reads: `num_rows` rows from `first_row` on, and a panel's grains. */
 typedef struct tile_input {
     const hpc_weight *weight;
@@ -21,7 +24,7 @@ typedef struct tile_input {
     int64_t first_row, num_rows;
     const char *ahead;                  /* what to ask memory for while the panel's first stripe is used */
     int64_t ahead_step;                 /* and how far to go on with each stripe */
-    void (*tile)(const struct tile_input *, int64_t grain, float *out);   /* out [num_rows][HPC_PANEL] */
+    tile_function tile;
 } tile_input;
 
 INLINE const char *grain_panel(const tile_input *input, int64_t grain) {
@@ -121,6 +124,14 @@ static void multiply_panel(
     }
 }
 
+static tile_function tile_of(const hpc_weight *weight) {
+    return weight->kind == HPC_FLOAT32 ? float32_tile : weight->kind == HPC_INT8 ? int8_tile : int4_tile;
+}
+
+static int64_t rows_of_tile(const hpc_weight *weight) {
+    return weight->kind == HPC_FLOAT32 ? TILE_ROWS : weight->kind == HPC_INT8 ? TILE_ROWS_INT : TILE_ROWS_INT4;
+}
+
 /* Rows of a block: as many as BLOCK_BYTES hold, in whole tiles. */
 static int64_t rows_of_block(const hpc_weight *weight, int64_t tile_rows) {
     const int64_t row_bytes = weight->grains * weight->num_in * (weight->kind == HPC_FLOAT32 ? 4 : 1);
@@ -141,11 +152,8 @@ static void product(
     const hpc_weight *weight, const hpc_rows *rows, const int64_t *spans, int64_t num_spans, const float *bias,
     float *nodes, int thread, int threads
 ) {
-    tile_input input = {.weight = weight, .rows = rows};
-    input.tile = weight->kind == HPC_FLOAT32 ? float32_tile : weight->kind == HPC_INT8 ? int8_tile : int4_tile;
-    const int64_t tile_rows =
-        weight->kind == HPC_FLOAT32 ? TILE_ROWS : weight->kind == HPC_INT8 ? TILE_ROWS_INT : TILE_ROWS_INT4;
-    const int64_t block_rows = rows_of_block(weight, tile_rows);
+    tile_input input = {.weight = weight, .rows = rows, .tile = tile_of(weight)};
+    const int64_t tile_rows = rows_of_tile(weight), block_rows = rows_of_block(weight, tile_rows);
     const int64_t num_blocks = (rows->num_rows + block_rows - 1) / block_rows;
     const int64_t all_panels = (weight->num_out + HPC_PANEL - 1) / HPC_PANEL;
     const int64_t num_panels = weight->listed_panels ? weight->num_listed : all_panels;
@@ -157,6 +165,68 @@ static void product(
             input.panel = panel_at(weight, place);
             input.next_panel = panel_at(weight, next);
             multiply_panel(&input, number_of(weight, place), block, tile_rows, spans, num_spans, bias, nodes);
+        }
+    }
+}
+
+/* gate * sigmoid(gate) * what it multiplies, both with their bias: the true ones of a tile, to out [T][num_gates]. */
+static void store_gated(
+    const tile_input *input, int64_t panel, int64_t num_gates, const float *bias, const float *gates,
+    const float *others, float *out
+) {
+    const int64_t first = panel * HPC_PANEL, last = first + HPC_PANEL < num_gates ? first + HPC_PANEL : num_gates;
+    for (int64_t at = first; at < last; at += HPC_LANES) {
+        const vf none = vf_zero(), gate_bias = bias ? vf_load(bias + at) : none;
+        const vf other_bias = bias ? vf_load(bias + input->weight->num_out / 2 + at) : none;
+        for (int64_t row = 0; row < input->num_rows; row++) {
+            const int64_t place = row * HPC_PANEL + at - first;
+            const vf gate = vf_load(gates + place), other = vf_load(others + place);
+            const vf value = bias ? silu_mul_lanes(vf_add(gate, gate_bias), vf_add(other, other_bias))
+                                  : silu_mul_lanes(gate, other);
+            float *target = out + (input->first_row + row) * num_gates + at;
+            if (last - at >= HPC_LANES) vf_store(target, value);
+            else vf_store_tail(target, value, last - at);
+        }
+    }
+}
+
+/* The rows of a tile times a gate panel and the one that it multiplies, which lie side by side, and SiLU. */
+static void multiply_pair(
+    tile_input *input, int64_t pair, int64_t next, int64_t tile, int64_t num_tiles, int64_t num_gates,
+    const float *bias, float *out
+) {
+    const int64_t bytes = input->weight->panel_bytes;
+    const char *panels = input->weight->panels;
+    float sums[2][MOST_TILE_ROWS * HPC_PANEL] __attribute__((aligned(64)));
+    for (int side = 0; side < 2; side++) {
+        input->panel = panels + (2 * pair + side) * bytes;
+        input->next_panel = panels + (2 * next + side) * bytes;
+        look_ahead_of_tile(input, tile, num_tiles);
+        input->tile(input, 0, sums[side]);
+    }
+    store_gated(input, pair, num_gates, bias, sums[0], sums[1], out);
+}
+
+/* A product with a gated weight, and SiLU of its results while they are at hand: out [T][num_gates]. */
+static void gated_product(
+    const hpc_weight *weight, const hpc_rows *rows, const float *bias, int64_t num_gates, float *out, int thread,
+    int threads
+) {
+    tile_input input = {.weight = weight, .rows = rows, .tile = tile_of(weight)};
+    const int64_t tile_rows = rows_of_tile(weight), block_rows = rows_of_block(weight, tile_rows);
+    const int64_t num_blocks = (rows->num_rows + block_rows - 1) / block_rows;
+    const hpc_part pairs = part_of(weight->num_out / HPC_PANEL / 2, thread, threads);
+    for (int64_t i = 0; i < num_blocks; i++) {
+        const hpc_part block = part_of(rows->num_rows, (int)i, (int)num_blocks);
+        const int64_t num_rows = block.last - block.first, num_tiles = (num_rows + tile_rows - 1) / tile_rows;
+        for (int64_t pair = pairs.first; pair < pairs.last; pair++) {
+            const int64_t next = pair + 1 < pairs.last ? pair + 1 : pairs.first; /* of the next block */
+            for (int64_t tile = 0; tile < num_tiles; tile++) {
+                const hpc_part part = part_of(num_rows, (int)tile, (int)num_tiles);
+                input.first_row = block.first + part.first;
+                input.num_rows = part.last - part.first;
+                multiply_pair(&input, pair, next, tile, num_tiles, num_gates, bias, out);
+            }
         }
     }
 }

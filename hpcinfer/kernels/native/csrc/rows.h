@@ -111,22 +111,3 @@ INLINE vf silu_mul_lanes(vf gate, vf up) {
     const vf value = vf_mul(vf_select(vf_lt(gate, vf_zero()), decay, one), gate);
     return vf_mul(vf_div(value, vf_add(decay, one)), up);
 }
-
-static void silu_mul_run(const float *gate, const float *up, int64_t n, float *out) {
-    int64_t i = 0;
-    for (; i + HPC_LANES <= n; i += HPC_LANES) vf_store(out + i, silu_mul_lanes(vf_load(gate + i), vf_load(up + i)));
-    if (i < n) vf_store_tail(out + i, silu_mul_lanes(vf_load_tail(gate + i, n - i), vf_load_tail(up + i, n - i)), n - i);
-}
-
-static void silu_mul_rows(const float *gate_up, hpc_rows *out, int thread, int threads) {
-    const int64_t n = out->num_in, columns = out->grains * n;
-    const hpc_part part = part_of(out->num_rows * out->grains, thread, threads);
-    float buffer[out->values ? 1 : n + 1];
-    for (int64_t i = part.first; i < part.last; i++) {
-        const int64_t row = i / out->grains, grain = i % out->grains;
-        const float *gate = gate_up + row * 2 * columns + grain * n;
-        float *run = out->values ? out->values + row * out->stride + grain * n : buffer;
-        silu_mul_run(gate, gate + columns, n, run);
-        if (!out->values) put_codes(run, out, i);
-    }
-}

@@ -30,6 +30,12 @@ static inline void end_phase(hpc_runtime *runtime, int thread, int phase) {
     if (thread == 0) add_seconds(runtime, phase);
 }
 
+/* Where a panel lies among all panels of a weight. */
+static inline int64_t place_of(const hpc_weight *weight, int64_t panel) {
+    const int64_t num_gates = weight->num_out / HPC_PANEL / 2;
+    return !weight->is_gated ? panel : panel < num_gates ? 2 * panel : 2 * (panel - num_gates) + 1;
+}
+
 /* A thread's part of `count` things: [first, last), contiguous, sizes differ by at most one. */
 typedef struct { int64_t first, last; } hpc_part;
 static inline hpc_part part_of(int64_t count, int thread, int threads) {
