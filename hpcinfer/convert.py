@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quantize",
-        choices=("none", "int8", "int4"),
+        choices=("none", "int8", "fp8", "int4"),
         default="none",
-        help="store weights as integers with scales (default: none); embeddings and output head of int4 are int8",
+        help="store weights as codes with scales (default: none); embeddings and output head become int8 in any case",
     )
     parser.add_argument(
         "--calibration",
@@ -62,7 +62,8 @@ def command(args: argparse.Namespace) -> int:
     end_together(group, lambda: convert(source, args.store, group, recipe))
     if group.rank == 0:
         store = Store.open(args.store)
-        print(f"{args.store}: {store.config.architecture}, {store.grains} grains, {store.dtype}, digest {store.digest}")
+        kind = store.dtype if args.quantize == "none" else args.quantize
+        print(f"{args.store}: {store.config.architecture}, {store.grains} grains, {kind}, digest {store.digest}")
     return EXIT_DONE
 
 

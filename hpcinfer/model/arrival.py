@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, overload
 from hpcinfer.comm.waiting import is_working_meanwhile, turn_meanwhile
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import STORAGE
+from hpcinfer.kernels.protocol import LayerWeights
 from hpcinfer.model.distribution import needed_units
 from hpcinfer.model.shard import ShardPlan
-from hpcinfer.model.weights_of import LayerWeights
 from hpcinfer.report.metrics import WEIGHTS, Metrics
 
 if TYPE_CHECKING:

@@ -12,7 +12,16 @@ import numpy as np
 from hpcinfer.comm.waiting import turn_meanwhile
 from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import SCALES, round_to, to_float32
-from hpcinfer.kernels.protocol import Array, AttentionShape, AttentionWeights, Kernels, Linear, MlpWeights, Weight
+from hpcinfer.kernels.protocol import (
+    Array,
+    AttentionShape,
+    AttentionWeights,
+    Kernels,
+    LayerWeights,
+    Linear,
+    MlpWeights,
+    Weight,
+)
 from hpcinfer.model.shard import ShardPlan, head_layout, kv_heads
 
 
@@ -27,15 +36,6 @@ class WeightSource(Protocol):
 
     def read_weight(self, name: str, units: range | None = None) -> tuple[np.ndarray, str, np.ndarray | None]:
         """Values, dtype, and the scales of a quantised weight."""
-
-
-class LayerWeights(NamedTuple):
-    """One decoder layer."""
-
-    attention: Any  # of Kernels.prepare_attention
-    o_bias: Array | None  # added once to the finished sum
-    mlp: Any  # of Kernels.prepare_mlp
-    down_bias: Array | None
 
 
 class StageWeights(Protocol):
@@ -112,8 +112,10 @@ def load_parts(
     halves = [(half, layer) for layer in plan.layers for half in (reader.attention, reader.mlp)]
     reads: list[Callable[[], Any]] = [reader.table, *(partial(half, layer) for half, layer in halves), reader.head]
     with closing(_in_advance(reads)) as found:
-        table = next(found)
+        table: Any = next(found)
         yield kernels.prepare_table(table) if plan.is_first else None
+        if not config.tie_word_embeddings:
+            table = None  # its memory is wanted
         for layer in plan.layers:
             yield _prepare_layer(found, config, kernels, plan, layer, rope)
         head = next(found)

@@ -51,7 +51,7 @@ class Recipe:
     """What a conversion makes of a model."""
 
     grains: int | None = None  # a power of two; None is 8, or 16 from about 60 B parameters
-    quantization: str = UNQUANTISED  # none, int8 or int4
+    quantization: str = UNQUANTISED  # none, int8, fp8 or int4
     calibrate: Callable[[Source, int], Calibrator] | None = None  # of source and grains; None rounds to nearest
 
 

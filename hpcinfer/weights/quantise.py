@@ -1,7 +1,8 @@
 """Quantised weights: codes and scales of one unit, by rounding to nearest or, with moments, as GPTQ does.
 
-int8 has a scale per output: its largest weight has the code 127 or -127. int4 has a scale per GROUP inputs: the one of
-a few candidates with the least squared error; it may be negative, so that -8 serves the largest weight of either sign.
+int8 and float8_e4m3 have a scale per output, whose largest weight has the largest code: 127 or 448. int4 has a scale
+per GROUP inputs: the one of a few candidates with the least squared error; it may be negative, so that -8 serves the
+largest weight of either sign.
 Outputs do not depend on each other, and sums are float64 in one order.
 """
 
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcinfer.dtypes import GROUP, pack_int4, round_to, to_float32
+from hpcinfer.dtypes import E4M3_MAX, GROUP, pack_int4, round_to, to_float32
 
 DAMPING = 0.01  # of the mean second moment, added to all: keeps the factors well conditioned
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that clips nothing
@@ -20,7 +21,7 @@ _BLOCK = 128  # inputs whose errors are passed on together; a multiple of GROUP
 class Quantised(NamedTuple):
     """A unit as stored."""
 
-    values: np.ndarray  # int8 [O, I] or uint8 [O, padded inputs / 2]
+    values: np.ndarray  # int8 [O, I], raw float8_e4m3 [O, I], or uint8 [O, padded inputs / 2]
     scales: np.ndarray  # float32 [O] or raw bfloat16 [O, groups]
 
 
@@ -36,7 +37,7 @@ def quantise(unit: np.ndarray, kind: str, factor: np.ndarray | None = None) -> Q
 
     Args:
         unit: the weights of O outputs.
-        kind: int8 or int4.
+        kind: int8, float8_e4m3 or int4.
         factor: of `error_factor`, for int4; None rounds to nearest.
     """
     parts = [_quantise_rows(unit[start : start + _ROWS], kind, factor) for start in range(0, len(unit), _ROWS)]
@@ -63,6 +64,9 @@ def _quantise_rows(rows: np.ndarray, kind: str, factor: np.ndarray | None) -> Qu
     if kind == "int8":
         scales = (np.abs(wide).max(axis=1) / 127).astype(np.float32)
         return Quantised(_codes(wide, scales.astype(np.float64)[:, None], -127, 127), scales)
+    if kind == "float8_e4m3":
+        scales = (np.abs(wide).max(axis=1) / E4M3_MAX).astype(np.float32)
+        return Quantised(round_to(_quotients(wide, scales.astype(np.float64)[:, None]), kind), scales)
     padded = np.zeros((len(wide), padded_inputs(wide.shape[1])))
     padded[:, : wide.shape[1]] = wide
     codes, scales = _nearest(padded) if factor is None else _compensated(padded, factor)
@@ -110,7 +114,11 @@ def _best_scales(groups: np.ndarray) -> np.ndarray:
 
 
 def _codes(values: np.ndarray, scales: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """Round to codes; all zero where the scale is, which a weight below the smallest float32 may have."""
+    """Round to codes."""
+    return np.clip(np.rint(_quotients(values, scales)), lowest, highest).astype(np.int8)
+
+
+def _quotients(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """What is rounded; zero where the scale is, which a weight below the smallest float32 may have."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.where(scales != 0, np.rint(values / scales), 0.0)
-    return np.clip(codes, lowest, highest).astype(np.int8)
+        return np.where(scales != 0, values / scales, 0.0)

@@ -13,7 +13,7 @@ import numpy as np
 from hpcinfer.dtypes import SCALES, STORAGE, raw_bytes
 from hpcinfer.errors import StoreError
 from hpcinfer.weights.parallel_reads import Damage, ParallelReader
-from hpcinfer.weights.requests import Chunk, aligned_empty
+from hpcinfer.weights.requests import Chunk, aligned_empty, plain_empty
 from hpcinfer.weights.schema import UNQUANTISED, ParamSpec, scale_name, stored_specs
 from hpcinfer.weights.stage import Stage
 from hpcinfer.weights.store_file import Expected, Places, StoreFile, describe, find_places
@@ -24,7 +24,7 @@ _PORTION_BYTES = 256 << 20  # that are read at once where a store is read whole
 
 
 class StoredArray(NamedTuple):
-    """Units of a parameter as stored; bfloat16 is raw uint16."""
+    """Units of a parameter as stored (see `hpcinfer.dtypes`)."""
 
     values: np.ndarray  # [units, ...], own memory
     dtype: str  # a key of hpcinfer.dtypes.STORAGE
@@ -35,7 +35,7 @@ class StoredWeight(NamedTuple):
 
     values: np.ndarray  # [units, O, I], int4 [units, O, padded inputs / 2]
     dtype: str
-    scales: np.ndarray | None  # of int8 and int4
+    scales: np.ndarray | None  # of quantised ones
 
 
 class UnitRead(NamedTuple):
@@ -59,7 +59,7 @@ class Store:
         self.path = path
         self.config = index.config
         self.grains = index.grains
-        self.quantization: str = index.quantization.get("weights", UNQUANTISED)  # none, int8 or int4
+        self.quantization: str = index.quantization.get("weights", UNQUANTISED)  # none, int8, fp8 or int4
         self.calibration: dict[str, Any] | None = index.quantization.get("calibration")
         self.digest = index.digest  # of the whole content: equal for equal models
         self.tokenizer_files = index.tokenizer_files  # by name: tokenizer.json, tokenizer_config.json, ...
@@ -70,6 +70,7 @@ class Store:
         self._specs = {spec.name: spec for spec in stored_specs(index.config, index.grains, self.quantization)}
         self._files: dict[str, StoreFile] = {}  # that have been read, by name
         self.bytes_from_stage = 0  # asked of the stage, so far
+        self.allocate = plain_empty  # memory that is read into: `Kernels.staging` where a device is to have it
         self._reader = ParallelReader()
         sizes = {name: self._unit_bytes(name) for name in self._specs} if stage else {}
         self._stage = Stage(Path(stage), self.digest, self.parameters, sizes) if stage else None
@@ -191,7 +192,8 @@ class Store:
 
         Not collective.
         """
-        return aligned_empty((num_units, *self._specs[name].shape[1:]), STORAGE[self.parameters[name].dtype])
+        shape, dtype = (num_units, *self._specs[name].shape[1:]), STORAGE[self.parameters[name].dtype]
+        return aligned_empty(shape, dtype, self.allocate)
 
     def verify(self) -> None:
         """Read everything once and compare all checksums.

@@ -3,7 +3,7 @@
 Only arithmetic on byte ranges; hpcinfer.weights.parallel_reads sends the requests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from mmap import PAGESIZE, mmap
 from pathlib import Path
 from typing import NamedTuple
@@ -69,10 +69,17 @@ def plan_requests(chunks: Sequence[Chunk], *, direct: bool) -> list[Request]:
     ]
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: "np.dtype[np.generic]") -> np.ndarray:
+def plain_empty(num_bytes: int) -> np.ndarray:
+    """Make uninitialised memory, uint8. Not collective."""
+    return np.empty(num_bytes, np.uint8)
+
+
+def aligned_empty(
+    shape: tuple[int, ...], dtype: "np.dtype[np.generic]", allocate: Callable[[int], np.ndarray] = plain_empty
+) -> np.ndarray:
     """Make an uninitialised array that begins on a page, so that it can be read past the page cache. Not collective."""
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    room = np.empty(num_bytes + PAGESIZE, np.uint8)
+    room = allocate(num_bytes + PAGESIZE)
     first = -room.ctypes.data % PAGESIZE
     return room[first : first + num_bytes].view(dtype).reshape(shape)
 

@@ -10,7 +10,8 @@ from hpcinfer.config import ModelConfig
 from hpcinfer.dtypes import GROUP
 from hpcinfer.partition.grains import grain_ranges, padded_grain
 
-UNQUANTISED = "none"  # the others are int8 and int4
+UNQUANTISED = "none"
+QUANTISED_TYPES = {"int8": "int8", "fp8": "float8_e4m3", "int4": "int4"}  # of matrices, by kind of store
 QUERY_HEADS, KV_HEADS, MLP, VOCAB, WHOLE = "query_heads", "kv_heads", "mlp", "vocab", "whole"
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
 _MATRICES = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "o", "gate", "up", "down"))
@@ -42,7 +43,7 @@ def quantised_specs(spec: ParamSpec, quantization: str) -> tuple[ParamSpec, ...]
     if not kind:
         return (spec,)
     units, outputs, inputs = spec.shape
-    if kind == "int8":
+    if kind != "int4":
         return (spec, ParamSpec(scale_name(spec.name), spec.axis, (units, outputs)))
     groups = -(-inputs // GROUP)
     codes = ParamSpec(spec.name, spec.axis, (units, outputs, groups * GROUP // 2))
@@ -50,10 +51,10 @@ def quantised_specs(spec: ParamSpec, quantization: str) -> tuple[ParamSpec, ...]
 
 
 def quantised_type(name: str, quantization: str) -> str:
-    """Type of a parameter's codes; empty if it stays as it is. Tables of an int4 store are int8. Not collective."""
+    """Type of a parameter's codes; empty if it stays as it is. Tables are int8 in every store. Not collective."""
     if quantization != UNQUANTISED and name.endswith(_TABLES):
         return "int8"
-    return quantization if quantization != UNQUANTISED and name.endswith(_MATRICES) else ""
+    return QUANTISED_TYPES[quantization] if quantization != UNQUANTISED and name.endswith(_MATRICES) else ""
 
 
 def scale_name(name: str) -> str:

@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     """What a conversion makes of every model."""
 
     grains: int
-    quantization: str  # none, int8 or int4
+    quantization: str  # none, int8, fp8 or int4
 
 
 Moments = dict[str, np.ndarray]  # by dataset: second moments of a weight's inputs, float64 [1 or units, I, I]
@@ -96,7 +96,7 @@ class Contents(NamedTuple):
     """What the index says of the files."""
 
     grains: int
-    quantization: dict[str, Any]  # "weights": int8 or int4, "calibration": its facts; empty if not quantised
+    quantization: dict[str, Any]  # "weights": int8, fp8 or int4, "calibration": its facts; empty if not quantised
     parameters: dict[str, StoredParam]
     source_files: list[dict[str, Any]]
 

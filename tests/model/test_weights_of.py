@@ -1,4 +1,5 @@
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from stages import MemoryStore
 
 from hpcinfer.kernels import create_kernels
 from hpcinfer.model.shard import shard_plan
-from hpcinfer.model.weights_of import LoadOptions, load_stage
+from hpcinfer.model.weights_of import LoadOptions, load_parts, load_stage
 from hpcinfer.partition.mesh import Coord, Mesh
 
 
@@ -66,3 +67,23 @@ def test_weights_are_rounded_to_the_precision_asked_for(store, dtype):
     norm = exact.attention.norm
     assert torch.equal(rounded.attention.norm, norm.to(getattr(torch, dtype)).float())
     assert not np.array_equal(rounded.attention.norm, norm)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_table_is_let_go_once_it_is_prepared(tmp_path, monkeypatch, is_tied):
+    store = MemoryStore(make_tiny_model(tmp_path, "qwen2", num_hidden_layers=2, tie_word_embeddings=is_tied))
+    read_weight, tables = store.read_weight, []
+
+    def remember(name, units=None):
+        found = read_weight(name, units)
+        values = found[0].copy()
+        if name == "embed_tokens.weight":
+            tables.append(weakref.ref(values))
+        return values, *found[1:]
+
+    monkeypatch.setattr(store, "read_weight", remember)
+    plan = shard_plan(store.config, store.grains, Mesh(1, 1, 1), Coord(0, 0, 0))
+    parts = load_parts(store, create_kernels("reference"), plan, LoadOptions(max_len=64))
+    next(parts), next(parts)
+    assert (tables[0]() is not None) == is_tied  # a tied one is the head, too
+    assert len(list(parts)) == 2 and len(tables) == 1

@@ -31,6 +31,14 @@ def test_convert_then_inspect_show_the_same_digest(tiny_model, tmp_path, capsys)
         assert text in shown
 
 
+def test_convert_says_what_weights_became(tiny_model, tmp_path, capsys):
+    assert call(convert, tiny_model, tmp_path / "store", "--quantize", "fp8") == 0
+    assert "8 grains, fp8, digest" in capsys.readouterr().out
+    assert call(inspect, tmp_path / "store") == 0
+    shown = capsys.readouterr().out
+    assert "bfloat16, float32, float8_e4m3, int8" in shown and "quantised to fp8" in shown
+
+
 def test_inspect_tells_what_is_missing(store_copy, capsys):
     (store_copy / "layer-0001.h5").unlink()
     call(inspect, store_copy)

@@ -35,6 +35,17 @@ def test_int8_is_within_half_a_step_of_every_weight(shape, width):
 
 
 @given(SHAPES, WIDTHS)
+def test_fp8_is_within_half_a_step_of_every_weight(shape, width):
+    unit = random_unit(shape, width)
+    values, scales = quantise(unit, "float8_e4m3")
+    assert values.dtype == np.uint8 and scales.dtype == np.float32 and scales.shape == shape[:1]
+    assert np.abs(to_float32(values, "float8_e4m3")).max(axis=1).tolist() == [0] + [448] * (len(unit) - 1)
+    errors = np.abs(dequantise(values, "float8_e4m3", scales) - unit.astype(np.float64))
+    steps = np.maximum(np.abs(unit) / 8, scales[:, None] * 2.0**-9)  # three bits of mantissa, or the smallest code
+    assert (errors <= 0.5001 * steps).all() and scales[0] == 0
+
+
+@given(SHAPES, WIDTHS)
 def test_int4_is_no_worse_than_rounding_with_the_full_range(shape, width):
     unit = random_unit(shape, width)
     values, scales = quantise(unit, "int4")
@@ -58,13 +69,13 @@ def test_int4_padding_and_zero_rows_are_zero(shape):
     assert not scales[0].any() and (values[0] == 0x88).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "float8_e4m3", "int4"])
 def test_weights_below_the_smallest_scale_become_zero(kind):
     unit = np.full((1, 32), 1e-45, np.float32)
     assert not dequantise(*(lambda q: (q.values, kind, q.scales))(quantise(unit, kind))).any()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "float8_e4m3", "int4"])
 def test_outputs_do_not_depend_on_each_other(kind, monkeypatch):
     unit, factor = random_unit((9, 50)), error_factor(moments_of(50)) if kind == "int4" else None
     whole = quantise(unit, kind, factor)

@@ -22,8 +22,9 @@ from hpcinfer.weights.source import Source
 from hpcinfer.weights.writer import Shape
 
 DEMO_DIGEST = "922e9439a710103332275592311b2420bb1db2182ab64822838ee8da255f87ca"  # of version 1 of the format
-KINDS = ["int8", "int4"]
-ERRORS = {"int8": 0.004, "int4": 0.21}  # at most, of the largest weight of a scale; that of int4 may be clipped
+KINDS = ["int8", "fp8", "int4"]
+# at most, of the largest weight of a scale; that of int4 may be clipped
+ERRORS = {"int8": 0.004, "float8_e4m3": 0.0358, "int4": 0.21}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,14 @@ def test_weights_are_near_the_checkpoint_and_vectors_equal_it(stores, tiny_store
 
 
 def test_what_is_quantised(stores):
-    with Store.open(stores / "int8") as eight, Store.open(stores / "int4") as four:
+    with Store.open(stores / "int8") as eight, Store.open(stores / "int4") as four, Store.open(stores / "fp8") as fp8:
         of_matrices = {param.dtype for name, param in eight.parameters.items() if "_proj.weight" in name}
         assert of_matrices == {"int8", "float32"}
         for name in ("embed_tokens.weight", "lm_head.weight"):
-            assert eight.parameters[name] == four.parameters[name] and four.parameters[name].dtype == "int8"
+            assert eight.parameters[name] == four.parameters[name] == fp8.parameters[name]
+            assert four.parameters[name].dtype == "int8"
+        assert {p.dtype for n, p in fp8.parameters.items() if "_proj.weight" in n} == {"float8_e4m3", "float32"}
+        assert fp8.spec("layers.0.o_proj.weight_scale").shape == (8, 56)
         assert four.spec("layers.0.o_proj.weight").shape == (8, 56, 16)  # 8 inputs, padded to 32
         assert four.spec("layers.0.o_proj.weight_scale").shape == (8, 56, 1)
         assert eight.spec("layers.0.o_proj.weight_scale").shape == (8, 56)  # a scale per grain
@@ -92,7 +96,7 @@ def test_ranks_change_no_byte(stores, tiny_model, tmp_path, size):
 
 
 def test_digest_is_that_of_the_kind(stores, tiny_store):
-    assert len({Store.open(path).digest for path in (tiny_store, stores / "int8", stores / "int4")}) == 3
+    assert len({Store.open(path).digest for path in (tiny_store, *(stores / kind for kind in KINDS))}) == 4
 
 
 def test_changed_quantisation_in_the_index_is_found(stores, tmp_path):
@@ -139,6 +143,7 @@ def test_size_is_known_beforehand(tiny_model, tiny_store, stores, quantization):
 def test_inspect_shows_the_kind_and_the_bytes(stores, tiny_store):
     text = "\n".join(describe_store(Store.open(stores / "int4"), verify=True))
     assert "quantised to int4" in text and "bytes per weight" in text and "calibrated" not in text
+    assert "quantised to fp8" in "\n".join(describe_store(Store.open(stores / "fp8"), verify=True))
     assert "as in the checkpoint" in "\n".join(describe_store(Store.open(tiny_store)))
 
 
