@@ -44,7 +44,7 @@ def write_random_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file(_tensors(shape, np.random.default_rng(seed)), folder / "model.safetensors", {"format": "pt"})
-    _tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
+    numbered_tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _TEXTS[0], "eos_token": _TEXTS[1]}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder
@@ -73,7 +73,7 @@ def _values(size: tuple[int, ...], generator: np.random.Generator) -> np.ndarray
     return generator.standard_normal(size, np.float32) * np.float32(_STDDEV)
 
 
-def _tokenizer(vocab_size: int) -> Tokenizer:
+def numbered_tokenizer(vocab_size: int) -> Tokenizer:
     """A byte-level BPE without merges: a token for each byte, and numbers for the rest of the ids."""
     texts = [*_TEXTS, *(f"Ġ{i}" for i in range(256, vocab_size))]
     tokenizer = Tokenizer(models.BPE({text: token_id for token_id, text in enumerate(texts)}, []))

@@ -50,8 +50,9 @@ def batches(lengths: list[int]) -> list[list[int]]:
 def generate(model: torch.nn.Module, prompts: TokenIds, num_output: int) -> TokenIds:
     """Generate for one batch, prompts padded on the left; nothing ends a sequence early."""
     length = max(map(len, prompts))
-    token_ids = torch.tensor([[_PAD] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = next(model.parameters()).device
+    token_ids = torch.tensor([[_PAD] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     config = GenerationConfig(do_sample=False, max_new_tokens=num_output, pad_token_id=_PAD)
     result = model.generate(input_ids=token_ids, attention_mask=mask, generation_config=config)  # type: ignore
     outputs: TokenIds = result[:, length:].tolist()
@@ -59,11 +60,17 @@ def generate(model: torch.nn.Module, prompts: TokenIds, num_output: int) -> Toke
 
 
 def margin(model: torch.nn.Module, prompt: list[int], output: list[int]) -> float:
-    """Smallest lead of the best logit over the second in an output, relative to the largest absolute logit."""
-    token_ids = torch.tensor([prompt + output[:-1]])
+    """Smallest lead of an output, see `leads`."""
+    return min(leads(model, prompt, output))
+
+
+def leads(model: torch.nn.Module, prompt: list[int], output: list[int]) -> list[float]:
+    """Lead of the best logit over the second at each token of an output, relative to the largest absolute logit."""
+    token_ids = torch.tensor([prompt + output[:-1]], device=next(model.parameters()).device)
     logits = model(input_ids=token_ids, logits_to_keep=len(output)).logits[0]
     best = logits.topk(2).values
-    return float(((best[:, 0] - best[:, 1]) / logits.abs().amax(1)).min())
+    result: list[float] = ((best[:, 0] - best[:, 1]) / logits.abs().amax(1)).tolist()
+    return result
 
 
 if __name__ == "__main__":
