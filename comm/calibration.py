@@ -3,16 +3,30 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from hpcinfer.comm.device.arrays import DeviceArrays
+from hpcinfer.comm.device.calibration import measure_on_gpus
 from hpcinfer.comm.forms import FORMS, AllReduce, forms_for
 from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.opening import open_channel
 from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.protocol import Collectives
-from hpcinfer.comm.selector import ALL_REDUCE, MESSAGES, NODE, OPERATIONS, Curves, Point, Selector, shape_of
+from hpcinfer.comm.selector import (
+    ALL_REDUCE,
+    MESSAGES,
+    NODE,
+    OF_GPUS,
+    OPERATIONS,
+    Curves,
+    Point,
+    Selector,
+    shape_of,
+)
+from hpcinfer.comm.timing import PATIENCE, Work, curves_of, is_said, time_in_turn
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.partition.placement import place_ranks
@@ -23,17 +37,13 @@ SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes of a sum: 1 KiB to 16 M
 _WAY_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24)  # of the other operations
 _SUMS_SHARE = 0.6  # of the time
 _GRAINS = 16  # of the largest stores: tp groups have as many ranks at most
-_ROUNDS, _MAX_CALLS = 3, 300
-_PATIENCE = 2.0  # the largest sizes are left out where the time has gone over by this factor
-_HOPELESS = 3.0  # a form that is slower than the best one by this factor is left out of larger sizes
 _WORK_S, _LEAST_S, _LEAST_CALLS = 0.001, 1e-7, 20  # before a message is sent; what it takes at least; of a size
 _TAG = 4  # of the messages that are measured
-_LARGE = 1 << 18  # bytes: below that it may still be the best one of those
-
-Work = Callable[[], None]
 
 
-def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, dict[str, list[Point]]]]:
+def calibrate(
+    world: Collectives, budget_s: float, arrays: DeviceArrays | None = None
+) -> dict[str, dict[str, dict[str, list[Point]]]]:
     """Measure all forms and ways for the tp groups that a mesh of this world may have.
 
     Collective over the world.
@@ -41,6 +51,7 @@ def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, dict[s
     Args:
         world: ranks whose locations are known.
         budget_s: about how long it may take.
+        arrays: of this rank's GPU: then sums of GPUs are measured, and nothing else.
 
     Returns:
         Seconds by shape of the group, operation, and form or way, on all ranks; of equal groups those of the slowest.
@@ -51,8 +62,9 @@ def calibrate(world: Collectives, budget_s: float) -> dict[str, dict[str, dict[s
         order = place_ranks(Mesh(world.size // tp, 1, tp), world.locations or ())
         place = order.index(world.rank) if order else world.rank
         group = world.split(place // tp, place)
-        found = measure(group, budget_s / len(sizes))
-        mine = {shape_of(group.locations, group.size): found} if group.rank == 0 else {}
+        share, kind = budget_s / len(sizes), "" if arrays is None else OF_GPUS
+        found = measure(group, share) if arrays is None else measure_on_gpus(group, arrays, share, SIZES, _GRAINS)
+        mine = {shape_of(group.locations, group.size) + kind: found} if group.rank == 0 else {}
         for data in world.all_gather_bytes(json.dumps(mine).encode()):
             for shape, operations in json.loads(data).items():
                 known = table.setdefault(shape, {})
@@ -86,14 +98,14 @@ def measure_ways(
     ways = {way: Operations(group, channel, _always(group, way)) for way in (NODE, MESSAGES)}
     names = [name for name in OPERATIONS if name != "send"]
     found: dict[str, dict[str, list[Point]]] = {name: {way: [] for way in ways} for name in names}
-    share, end = budget_s / len(sizes) / len(OPERATIONS), time.monotonic() + _PATIENCE * budget_s
+    share, end = budget_s / len(sizes) / len(OPERATIONS), time.monotonic() + PATIENCE * budget_s
     found["send"] = measure_messages(group, ways, [size for size in sizes if 2 * size <= channel.ring_bytes], share)
     for size in sizes:
         for name in names:
             works = {way: _work_of(name, operations, size) for way, operations in ways.items()}
             for way, value in time_in_turn(group, works, share).items():
                 found[name][way].append(Point(size, value))
-        if _say(group, time.monotonic() > end):
+        if is_said(group, time.monotonic() > end):
             break
     return found
 
@@ -140,51 +152,13 @@ def measure_sums(
     """
     spans = [subtrees(run) for run in grain_runs(_GRAINS, group.size)]
     reduces = {name: AllReduce(group, spans, FORMS[name], channel) for name in forms_for(group.locations)}
-    curves: dict[str, list[Point]] = {name: [] for name in reduces}
-    hopeful, end = list(reduces), time.monotonic() + _PATIENCE * budget_s
-    for size in sizes:
+
+    def works_of(size: int) -> dict[str, Work]:
         nodes = [np.zeros(size // 4, np.float32) for _ in spans[group.rank]]
         out = np.empty(size // 4, np.float32)
-        works = {name: _call(reduces[name], nodes, out) for name in hopeful}
-        seconds = time_in_turn(group, works, budget_s / len(sizes))
-        for name, value in seconds.items():
-            curves[name].append(Point(size, value))
-        best = min(seconds.values())
-        if size >= _LARGE:
-            hopeful = [name for name in hopeful if seconds[name] < _HOPELESS * best]
-        if _say(group, time.monotonic() > end):
-            break
-    return curves
+        return {name: partial(reduce, nodes, out) for name, reduce in reduces.items()}
 
-
-def time_in_turn(group: Collectives, works: Mapping[str, Work], budget_s: float) -> dict[str, float]:
-    """Time calls of several works in loops, in turn, so that a busy moment of the machine meets all of them.
-
-    Collective over the group.
-
-    Returns:
-        Seconds of a call, of the slowest rank: medians of a few rounds.
-    """
-    for work in works.values():
-        work()
-    first = {name: loop_time(group, work, 1) for name, work in works.items()}
-    share = budget_s / len(works) / (_ROUNDS + 2)
-    calls = {name: max(1, min(_MAX_CALLS, int(share / value))) for name, value in first.items()}
-    rounds = [{name: loop_time(group, work, calls[name]) for name, work in works.items()} for _ in range(_ROUNDS)]
-    return {name: statistics.median(each[name] for each in rounds) for name in works}
-
-
-def loop_time(group: Collectives, work: Work, calls: int) -> float:
-    """Seconds of a call in a loop of some, on the slowest rank: the same number on all. Collective over the group."""
-    group.barrier()
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return max(map(float, group.all_gather_bytes(repr((time.perf_counter() - start) / calls).encode())))
-
-
-def _call(reduce: AllReduce, nodes: Sequence[np.ndarray], out: np.ndarray) -> Work:
-    return lambda: reduce(nodes, out)
+    return curves_of(group, works_of, time_in_turn, budget_s, sizes)
 
 
 def _always(group: Collectives, way: str) -> Selector:
@@ -223,11 +197,6 @@ def _exchange(operations: Operations, peer: int, send: np.ndarray, receive: np.n
     if operations.rank < peer:
         operations.receive(receive, peer, _TAG)
     return time.perf_counter() - start
-
-
-def _say(group: Collectives, value: bool) -> bool:
-    """What the first rank says."""
-    return group.broadcast_bytes(bytes([value]) if group.rank == 0 else None)[0] == 1
 
 
 def _slower(known: Curves, found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, list[Point]]:

@@ -16,22 +16,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from hpcinfer.comm.device.arrays import DeviceArrays
+from hpcinfer.comm.host_arrays import HostArrays
 from hpcinfer.comm.node.channel import NodeChannel
-from hpcinfer.comm.node.library import evaluation
 from hpcinfer.comm.protocol import Buffer, Collectives, Exchange
 from hpcinfer.partition.grains import Span
 from hpcinfer.partition.lanes import Level, cut, levels_of
 from hpcinfer.partition.topology import Location, by_node, by_switch, numbered
 
 _TAG_NODES, _TAG_SUM = 1, 2
-_PIECE = 15 * 1024  # floats of a message: what Open MPI and MPICH send over TCP without asking first (64 KiB)
 _MOST_PLANS = 16  # sums whose messages stay prepared: some lengths, in two sets of memory
 Locations = tuple[Location, ...] | None
-Arrays = Sequence[np.ndarray]
+Array = Any  # of the host, or of a GPU
+Arrays = Sequence[Array]
 Step = Callable[[], None]
 
 
@@ -81,17 +80,21 @@ class AllReduce:
         spans: nodes of the tree that each rank holds whole.
         form: how.
         channel: shared memory of the ranks of this node, in the order of the group; without one they send messages.
+        arrays: of a GPU, which all arrays are of then; the group moves them.
     """
 
     def __init__(
-        self, group: Collectives, spans: Sequence[Sequence[Span]], form: Form, channel: NodeChannel | None = None
-    ) -> None:
+        self, group: Collectives, spans: Sequence[Sequence[Span]], form: Form, channel: NodeChannel | None = None,
+        arrays: DeviceArrays | None = None,
+    ) -> None:  # fmt: skip
         self._group, self._form, self._channel = group, form, channel if form.levels else None
+        self._arrays: DeviceArrays | HostArrays = arrays or HostArrays()
         units = units_of(group.locations, group.size, form)
         self._num_levels = len(units)
         self._levels = levels_of(group.rank, units, spans, has_lanes=form.has_lanes)
-        self._memory: dict[tuple[int, int, str], np.ndarray] = {}
+        self._memory: dict[tuple[int, int, str], Array] = {}
         self._plans: OrderedDict[tuple[int, int], _Plan] = OrderedDict()
+        self._recorded: dict[tuple[int, int], _Plan] = {}  # graphs hold their addresses
         self._under_way: dict[int, _Plan] = {}  # by the set of memory that each of at most two takes
         self._in_node: Callable[..., None] | None = None  # all of it, where all ranks share a node
         if channel is not None and channel.size == group.size:
@@ -118,17 +121,33 @@ class AllReduce:
         """
         if self._in_node is not None:
             return self._in_node(nodes, out)
-        whole, memory = np.asarray(out).reshape(-1), int(0 in self._under_way)
+        whole, memory = self._arrays.flat(out), int(0 in self._under_way)
         assert memory not in self._under_way, "two sums are under way"
         plan = self._under_way[memory] = self._plan_for(len(whole), memory)
         if self._channel is None:
             for own, node in zip(plan.nodes, nodes, strict=True):
-                own[:] = np.asarray(node).reshape(-1)
+                self._arrays.copy(self._arrays.flat(node), own)
         else:
             self._channel.reduce_slices(self._levels[0].program, nodes, plan.nodes, plan.bounds)
         if plan.rounds:
             plan.rounds[0].exchange.start()
         return partial(self._end, plan, whole, memory)
+
+    def room(self, length: int) -> Array:
+        """Memory where the nodes of the next sum of that length need no copy, one after another. Without a channel.
+
+        Not collective. It is good until that sum begins; a first room of the longest sum makes the memory of all.
+        """
+        memory = int(0 in self._under_way)
+        plan = self._plan_for(length, memory)
+        return self._memory[memory, 0, "nodes"][: len(plan.nodes) * length]
+
+    def result(self, length: int) -> Array:
+        """Memory where the next sum of that length needs no copy. Without a channel. Not collective.
+
+        It is good until a sum begins after that one has ended.
+        """
+        return self._plan_for(length, int(0 in self._under_way)).total
 
     def close(self) -> None:
         """Let go of sums that are under way: a rank has died. Not collective."""
@@ -136,7 +155,7 @@ class AllReduce:
             for exchange, _ in plan.rounds:
                 exchange.cancel()
 
-    def _end(self, plan: _Plan, whole: np.ndarray, memory: int) -> None:
+    def _end(self, plan: _Plan, whole: Array, memory: int) -> None:
         for i, (exchange, add) in enumerate(plan.rounds):
             if i > 0:
                 exchange.start()
@@ -144,17 +163,19 @@ class AllReduce:
             add()
         del self._under_way[memory]
         if self._channel is None:
-            whole[:] = plan.total
+            self._arrays.copy(plan.total, whole)
         else:
             self._channel.gather_slices(plan.total, whole, plan.bounds)
 
     def _plan_for(self, length: int, memory: int) -> _Plan:
-        plan = self._plans.pop((memory, length), None)
+        plan = self._plans.pop((memory, length), None) or self._recorded.get((memory, length))
         if plan is None:
             plan = self._make_plan(length, memory)
             while len(self._plans) >= _MOST_PLANS:
                 self._plans.popitem(last=False)
         self._plans[memory, length] = plan
+        if self._arrays.is_recording():
+            self._recorded[memory, length] = plan
         return plan
 
     def _make_plan(self, length: int, memory: int) -> _Plan:
@@ -170,14 +191,14 @@ class AllReduce:
         [total] = rows(0, "total", 1, mine)
         return _Plan(sums, total, self._rounds(1, sums, total, rows) if level.is_adder else [], bounds)
 
-    def _rounds(self, depth: int, nodes: Arrays, out: np.ndarray, rows: Callable[..., Arrays]) -> list[_Round]:
+    def _rounds(self, depth: int, nodes: Arrays, out: Array, rows: Callable[..., Arrays]) -> list[_Round]:
         """What a rank does at a level and below it: add up what the peers bring, and tell all of them."""
         level, is_last = self._levels[depth], depth == self._num_levels - 1
         if is_last and not self._form.is_two_shot:
             incoming = _room(level, rows(depth, "room", len(level.program.inputs), len(out)))
             incoming[level.place] = nodes
             share = self._exchange(level, [nodes] * len(level.peers), incoming, _TAG_NODES)
-            return [_Round(share, evaluation(level.program, incoming, [out]))]
+            return [_Round(share, self._arrays.evaluation(level.program, incoming, [out]))]
         slices = [slice(each.start, each.stop) for each in cut(range(len(out)), level.width)]
         outgoing = [[node[each] for node in nodes] for each in slices]
         parts = [[out[each]] for each in slices]
@@ -191,28 +212,29 @@ class AllReduce:
         deal = self._exchange(level, outgoing, incoming, _TAG_NODES)
         gather = self._exchange(level, [parts[level.place]] * len(level.peers), parts, _TAG_SUM)
         below = [] if is_last else self._rounds(depth + 1, sums, mine, rows)
-        return [_Round(deal, evaluation(level.program, incoming, sums)), *below, _Round(gather)]
+        return [_Round(deal, self._arrays.evaluation(level.program, incoming, sums)), *below, _Round(gather)]
 
     def _exchange(self, level: Level, outgoing: Sequence[Arrays], incoming: Sequence[Arrays], tag: int) -> Exchange:
         """Send and receive arrays by place; who has none given there, or empty ones, takes no part."""
-        return self._group.prepare_exchange(_messages(level, outgoing), _messages(level, incoming), tag)
+        piece = self._arrays.piece if isinstance(self._arrays, HostArrays) else 0
+        return self._group.prepare_exchange(_messages(level, outgoing, piece), _messages(level, incoming, piece), tag)
 
     def _rows(self, memory: int, depth: int, use: str, count: int, length: int) -> Arrays:
         """Some rows of a set of memory; all plans of that set use them."""
         known = self._memory.get((memory, depth, use))
         if known is None or len(known) < count * length:
             room = max(count * length, 0 if known is None else 2 * len(known))  # no new one for each row more
-            known = self._memory[memory, depth, use] = np.empty(room, np.float32)
+            known = self._memory[memory, depth, use] = self._arrays.empty(room)
             for key in [key for key in self._plans if key[0] == memory]:
                 del self._plans[key]  # they go on with what was there before
-        return list(known[: count * length].reshape(count, length))
+        return [known[i * length : (i + 1) * length] for i in range(count)]
 
 
 class _Plan(NamedTuple):
     """A sum of some length."""
 
     nodes: Arrays  # memory for what this rank brings: its nodes, or what its node has made of its slice
-    total: np.ndarray  # memory for the sum, or this rank's slice of it
+    total: Array  # memory for the sum, or this rank's slice of it
     rounds: list[_Round]  # from the one to the other
     bounds: Sequence[int]  # of the slices inside a node
 
@@ -234,8 +256,8 @@ def _room(level: Level, rows: Arrays) -> list[Arrays]:
     return [[next(each) for _ in nodes] for nodes in level.program.nodes_by_rank]
 
 
-def _messages(level: Level, arrays: Sequence[Arrays]) -> list[tuple[np.ndarray, int]]:
-    """Pieces of the arrays of each place and the rank there, this rank's successor first."""
+def _messages(level: Level, arrays: Sequence[Arrays], piece: int) -> list[tuple[Array, int]]:
+    """Pieces of the arrays of each place and the rank there, this rank's successor first; whole arrays if 0."""
     places = [(level.place + step) % len(level.peers) for step in range(1, len(level.peers))]
-    return [(each[start : start + _PIECE], level.peers[place]) for place in places if place < len(arrays)
-            for each in arrays[place] for start in range(0, len(each), _PIECE)]  # fmt: skip
+    return [(each[start : start + (piece or len(each))], level.peers[place]) for place in places if place < len(arrays)
+            for each in arrays[place] for start in range(0, len(each), piece or len(each) or 1)]  # fmt: skip

@@ -10,6 +10,8 @@ from hpcinfer.comm.launcher import read_launch
 
 _FT_SWITCH = "OMPI_MCA_mpi_ft_enable"  # what `mpiexec --with-ft ulfm` sets for its ranks
 _SELECTED = "mca_pml_base_selected_component"  # of libmpi: the component that moves all messages
+_ANSWERS = ("MPIX_Query_cuda_support", "MPIX_Query_rocm_support")  # of Open MPI: whether it takes memory of GPUs
+_QUESTION, _KINDS = "MPIX_GPU_query_support", (0, 2)  # of MPICH: of CUDA, of HIP
 _PROJECT, _TYPE, _NAME = slice(12, 28), slice(40, 72), slice(84, 148)  # of that struct, as Open MPI 4 and 5 lay it out
 
 
@@ -70,9 +72,31 @@ def has_threads() -> bool:
 def _transport() -> str:
     """Name of Open MPI's messaging component: the library tells it nowhere but in its own memory."""
     try:
-        paths = re.findall(r"(/\S*/libmpi\.so\S*)", Path("/proc/self/maps").read_text())
+        paths = _libraries()
         component = bytes((ctypes.c_char * 148).in_dll(ctypes.CDLL(paths[0]), _SELECTED))
     except (OSError, ValueError, IndexError):
         return ""
     project, kind, name = (component[part].split(b"\0")[0] for part in (_PROJECT, _TYPE, _NAME))
     return name.decode() if (project, kind) == (b"ompi", b"pml") else ""
+
+
+def claims_device_memory() -> bool:
+    """Whether the MPI library of this process, which has been started, says that it takes memory of GPUs.
+
+    Cray MPICH says so by a variable that its users set; Open MPI and MPICH by functions. Not collective.
+    """
+    if os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1":
+        return True
+    try:
+        library = ctypes.CDLL(_libraries()[0])
+    except (OSError, IndexError):
+        return False
+    if any(getattr(library, name)() == 1 for name in _ANSWERS if hasattr(library, name)):
+        return True
+    ask, answer = getattr(library, _QUESTION, None), ctypes.c_int(0)
+    return ask is not None and any(ask(kind, ctypes.byref(answer)) == 0 and answer.value == 1 for kind in _KINDS)
+
+
+def _libraries() -> list[str]:
+    """Paths of the MPI libraries that are loaded; vendors add to the name."""
+    return re.findall(r"(/\S*/libmpi(?:_\w+)?\.so\S*)", Path("/proc/self/maps").read_text())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from hpcinfer.comm.device.group import NCCL
 from hpcinfer.comm.forms import FORMS, Form, Locations, forms_for, units_of
 from hpcinfer.partition.grains import Span
 from hpcinfer.partition.lanes import Level, levels_of
@@ -20,10 +21,8 @@ from hpcinfer.partition.topology import by_node, by_switch
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 ALL_REDUCE = "all_reduce"
 NODE, MESSAGES = "node", "mpi"  # ways of all other operations (hpcinfer.comm.operations)
-# Estimates: a message between nodes and one inside a node (latency; what each further one costs; bytes per second).
-# Ethernet of 10 Gbit/s through TCP: on faster networks all forms are, and their order is nearly the same.
-_FAR_S, _FAR_MORE_S, _FAR_BYTES_PER_S = 20e-6, 5e-6, 1.0e9
-_NEAR_S, _NEAR_MORE_S, _NEAR_BYTES_PER_S = 2e-6, 1e-6, 4.0e9
+OF_GPUS = " of GPUs"  # behind the shape of a group
+LIBRARY = f"{NCCL}:library"  # a sum by NCCL itself, in no order that would be the same for other meshes
 _MOST_BY_NODE = {  # bytes that go through memory where nothing was measured
     "all_gather": 1 << 22, "gather": 0, "broadcast": 1 << 40, "reduce_scatter": 1 << 40, "all_to_all": 1 << 22,
     "send": 1 << 16,
@@ -32,6 +31,22 @@ _LONG_S, _HARDLY_MORE = 0.0005, 1.25  # of a sum worth hiding; what its halves m
 _LEAST_ROWS = 32  # of a half
 _CLEARLY = 1.1  # ways that differ by less are alike: their difference is that of two measurements of the same
 OPERATIONS = tuple(_MOST_BY_NODE)
+
+
+class Links(NamedTuple):
+    """Estimates of a message between nodes and of one inside a node."""
+
+    far_s: float  # latency
+    far_more_s: float  # what each further one costs
+    far_bytes_per_s: float
+    near_s: float
+    near_more_s: float
+    near_bytes_per_s: float
+
+
+# Ethernet of 10 Gbit/s through TCP: on faster networks all forms are, and their order is nearly the same.
+_HOSTS = Links(20e-6, 5e-6, 1.0e9, 2e-6, 1e-6, 4.0e9)
+_GPUS = Links(25e-6, 2e-6, 25e9, 10e-6, 0.5e-6, 200e9)  # a network card for each GPU, NVLink
 
 
 class Point(NamedTuple):
@@ -59,6 +74,29 @@ class Selector:
         Not collective.
         """
         return functools.cache(partial(_fastest, self._curves_of_sums(locations, spans)))
+
+    def gpu_chooser(
+        self, locations: Locations, spans: Sequence[Sequence[Span]], transports: Sequence[str], *, is_exact: bool = True
+    ) -> Callable[[int], str]:
+        """Make what names transport and form for a number of bytes, as nccl:two_shot, for a group of GPUs.
+
+        Not collective. Where not all transports were measured, it is the first one.
+
+        Args:
+            locations: of the ranks.
+            spans: nodes of the tree that each rank holds.
+            transports: of the group, NCCL first.
+            is_exact: whether sums must be in the order of the tree.
+        """
+        forms = self._names(locations)
+        names = [f"{transport}:{form}" for transport in transports for form in forms]
+        has_library = not is_exact and NCCL in transports and self.wanted == AUTO
+        names += [LIBRARY] * has_library
+        curves = self._measured(ALL_REDUCE, locations, len(spans), names, OF_GPUS)
+        if {name.partition(":")[0] for name in curves} != set(transports):
+            curves = {f"{transports[0]}:{form}": estimate(FORMS[form], locations, spans, _GPUS) for form in forms}
+            curves = {LIBRARY: [Point(1, 0.0)]} if has_library else curves
+        return functools.cache(partial(_fastest, curves))
 
     def judge(self, locations: Locations, size: int) -> Callable[[int, int], bool]:
         """Make what says whether a sum is to travel in halves, each behind the other's products, for a group.
@@ -109,9 +147,11 @@ class Selector:
 
         return choose
 
-    def _measured(self, operation: str, locations: Locations, size: int, names: Sequence[str]) -> Curves:
-        """What was measured of some forms or ways on groups of this shape."""
-        curves = self.table.get(shape_of(locations, size), {}).get(operation, {})
+    def _measured(
+        self, operation: str, locations: Locations, size: int, names: Sequence[str], kind: str = ""
+    ) -> Curves:
+        """What was measured of some forms or ways on groups of this shape and kind."""
+        curves = self.table.get(shape_of(locations, size) + kind, {}).get(operation, {})
         return {name: points for name, points in curves.items() if name in names and points}
 
 
@@ -148,7 +188,9 @@ def interpolate(points: Sequence[Point], num_bytes: int) -> float:
     return below.seconds * (num_bytes / below.num_bytes)
 
 
-def estimate(form: Form, locations: Locations, spans: Sequence[Sequence[Span]]) -> list[Point]:
+def estimate(
+    form: Form, locations: Locations, spans: Sequence[Sequence[Span]], links: Links = _HOSTS
+) -> list[Point]:
     """Estimate seconds from the bytes that leave each node and the messages of each rank, level by level."""
     size = len(spans)
     node_of = list(range(size)) if locations is None else [each.node for each in locations]
@@ -162,7 +204,7 @@ def estimate(form: Form, locations: Locations, spans: Sequence[Sequence[Span]]) 
         for is_sum in (False,) if is_whole else (False, True):
             messages = {rank: _peers(level, everybody=is_whole or is_sum, is_sum=is_sum)
                         for rank, level in levels.items()}  # fmt: skip
-            step = _step(messages, levels, node_of, is_sum=is_sum)
+            step = _step(messages, levels, node_of, links, is_sum=is_sum)
             fixed, per_byte = fixed + step.fixed_s, per_byte + step.s_per_byte * share / width
         share /= width
     return [Point(1, fixed + per_byte), Point(1 << 30, fixed + per_byte * (1 << 30))]
@@ -184,8 +226,9 @@ def _peers(level: Level, *, everybody: bool, is_sum: bool) -> list[int]:
 
 
 def _step(
-    messages: Mapping[int, Sequence[int]], levels: Mapping[int, Level], node_of: Sequence[int], *, is_sum: bool
-) -> _Step:
+    messages: Mapping[int, Sequence[int]], levels: Mapping[int, Level], node_of: Sequence[int], links: Links, *,
+    is_sum: bool,
+) -> _Step:  # fmt: skip
     """Cost of one exchange: the rank with most messages, the node with most bytes."""
     fixed, far_bytes, near_bytes = 0.0, dict.fromkeys(node_of, 0), dict.fromkeys(node_of, 0)
     for rank, peers in messages.items():
@@ -193,9 +236,10 @@ def _step(
         arrays = 1 if is_sum else len(level.program.nodes_by_rank[level.place])
         far = sum(node_of[peer] != node_of[rank] for peer in peers)
         near = len(peers) - far
-        cost = (_FAR_S + _FAR_MORE_S * far * arrays if far else 0.0) + (_NEAR_S if near and not far else 0.0)
-        fixed = max(fixed, cost + _NEAR_MORE_S * near * arrays)
+        cost = links.far_s + links.far_more_s * far * arrays if far else 0.0
+        cost += links.near_s if near and not far else 0.0
+        fixed = max(fixed, cost + links.near_more_s * near * arrays)
         far_bytes[node_of[rank]] += far * arrays
         near_bytes[node_of[rank]] += near * arrays
-    slowest = max(far_bytes.values()) / _FAR_BYTES_PER_S + max(near_bytes.values()) / _NEAR_BYTES_PER_S
+    slowest = max(far_bytes.values()) / links.far_bytes_per_s + max(near_bytes.values()) / links.near_bytes_per_s
     return _Step(fixed, slowest)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hpcinfer.agree import on_all
 from hpcinfer.comm.world import end_together, start_world
 from hpcinfer.errors import EXIT_DONE, ConfigError
 from hpcinfer.units import format_bytes
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--time-limit", metavar="S", type=float, default=20.0,
                         help="seconds that it may take, about (default: %(default)g)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                        help="where the arrays that are summed live: cuda, a GPU for each rank (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -39,9 +42,12 @@ def _calibrate(world: "World", args: argparse.Namespace) -> int:
     from hpcinfer.comm.calibration import calibrate
     from hpcinfer.comm.form_table import machine_signature, write_table
     from hpcinfer.comm.topology import discover
+    from hpcinfer.config import ModelOptions
+    from hpcinfer.engine.placement import make_kernels
 
     world.locations = discover(world)
-    table = calibrate(world, args.time_limit)
+    kernels = on_all(world, lambda: make_kernels(ModelOptions(device=args.device), threads=1))
+    table = calibrate(world, args.time_limit, kernels.device_arrays())
     if world.rank == 0:
         signature = machine_signature(world)
         try:

@@ -39,12 +39,14 @@ def given_options(args: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _names(field: "dataclasses.Field[Any]") -> list[str]:
-    prefix = "--no-" if field.default is True else "--"
+    prefix = "--no-" if field.default is True and not field.metadata["both"] else "--"
     return [prefix + field.name.replace("_", "-"), *field.metadata["flags"]]
 
 
 def _kind(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
     help_text = field.metadata["help"].replace("%", "%%")
+    if field.metadata["both"]:
+        return {"action": argparse.BooleanOptionalAction, "help": help_text}
     if hint is bool:
         return {"action": "store_false" if field.default is True else "store_true", "help": help_text}
     default = field.default

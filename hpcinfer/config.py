@@ -14,11 +14,12 @@ from hpcinfer.errors import RequestError
 
 
 def option(default: Any, help: str, *flags: str, metavar: str | None = None, choices: tuple[str, ...] = (),
-           parse: Callable[[str], Any] | None = None) -> Any:
+           parse: Callable[[str], Any] | None = None, both: bool = False) -> Any:
     """Declare a dataclass field that is also a command-line option; a default of () makes it repeatable.
 
-    A default of True makes it a flag that begins with `no`, and its help says what happens then."""
-    metadata = {"help": help, "flags": flags, "metavar": metavar, "choices": choices, "parse": parse}
+    A default of True makes it a flag that begins with `no`, and its help says what happens then; with `both` there is
+    the flag without `no`, too, and the help is of that."""
+    metadata = {"help": help, "flags": flags, "metavar": metavar, "choices": choices, "parse": parse, "both": both}
     return field(default=default, metadata=metadata)
 
 
@@ -189,10 +190,14 @@ class ModelOptions:
     dtype: str = option("auto", "weights (unquantised ones) and KV cache are rounded to this; sums are always float32;"
                         " auto is float32 on CPUs, bfloat16 on GPUs",
                         choices=("auto", "float32", "bfloat16", "float16"))
-    kv_cache_dtype: str = option("auto", "precision of the KV cache; auto is that of --dtype",
-                                 choices=("auto", "float32", "bfloat16", "float16", "int8"))
+    kv_cache_dtype: str = option("auto", "precision of the KV cache; auto is that of --dtype; fp8 on GPUs alone",
+                                 choices=("auto", "float32", "bfloat16", "float16", "int8", "fp8"))
     device: str = option("auto", "where arrays live: cpu, or cuda, a GPU for each rank (not measured yet); auto is cpu",
                          choices=("auto", "cpu", "cuda"))
+    reproducible: bool = option(True, "on GPUs: bits that depend on neither batch nor mesh; without, products and sums"
+                                " are the libraries', which may be faster. On CPUs it is always so", both=True)
+    cuda_graphs: bool = option(True, "launch every kernel of a decode step by itself, instead of recorded steps")
+    ranks_per_gpu: int = option(1, "ranks that share a GPU, through the MPI: to try tp and pp where there is one GPU")
     kernels: str = option("auto", "array functions: native (C), or reference (torch); auto takes native where it was"
                           " built", choices=("auto", "native", "reference"))
     max_model_len: int | None = option(None, "tokens of prompt and output together; the model's own limit if not given")

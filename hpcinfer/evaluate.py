@@ -105,17 +105,18 @@ def _evaluate(world: "World", options: EvaluateOptions) -> list[_Result]:
     placed = world.split(0, place_ranks(mesh, world.locations).index(world.rank))
     stores = [_open_store(world, model, options) for model in options.models]
     tokenizer, windows = _read_windows(world, stores, options)
-    kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads, mesh))
+    kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
     same_everywhere(world, kernels.profile(), "the numerics profiles")
     results = []
     for model, store in zip(options.models, stores, strict=True):
+        store.allocate = kernels.staging
         likelihood = _measure(world, mesh, options, _Work(placed, store, kernels, tokenizer, windows))
         results.append(_Result(model, store.digest, store.quantization, likelihood))
     return results
 
 
 def _check(world: "Collectives", options: EvaluateOptions) -> Mesh:
-    from hpcinfer.engine.replica import check_engine_options
+    from hpcinfer.engine.options import check_engine_options
 
     check_world_size(world.size)
     if not options.model.model:
@@ -149,7 +150,7 @@ def _read_windows(
 
 def _cut_text(stores: list["Store"], tokenizer: "Tokenizer", options: EvaluateOptions) -> list["Window"]:
     from hpcinfer.data.windows import cut_windows, first_tokens, text_ids
-    from hpcinfer.engine.replica import resolve_max_model_len
+    from hpcinfer.engine.options import resolve_max_model_len
 
     files = {store.tokenizer_files["tokenizer.json"] for store in stores}
     if len(files) > 1:
@@ -182,8 +183,9 @@ def _measure(world: "Collectives", mesh: Mesh, options: EvaluateOptions, work: _
     """Load one model and score the windows. Collective over the world."""
     from hpcinfer.comm.form_table import load_selector
     from hpcinfer.engine.evaluation import measure
+    from hpcinfer.engine.options import ReplicaOptions
     from hpcinfer.engine.placement import resolve_cache_dtype, resolve_dtype
-    from hpcinfer.engine.replica import ReplicaOptions, build_replica, build_together, join_replica
+    from hpcinfer.engine.replica import build_replica, build_together, join_replica
     from hpcinfer.model.common import keeps_table
     from hpcinfer.recovery.loading import JobLoading
 

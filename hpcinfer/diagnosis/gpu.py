@@ -32,7 +32,7 @@ def _check_rank(fact: Facts) -> list[Finding]:
         findings.append(Finding(level, "GPUs", found, hint, ranks))
     elif not findings:
         findings.append(Finding(OK, "GPUs", f"{usable} of {devices.node_gpus} may be used", ranks=ranks))
-    return [*findings, Finding(OK, "GPUs", "the kernels run on CPUs only: GPUs have nothing to do", ranks=ranks)]
+    return [*findings, Finding(OK, "GPUs", "jobs run on CPUs unless --device cuda is given", ranks=ranks)]
 
 
 def _mismatches(fact: Facts, named: int | None, granted: int | None) -> list[Finding]:

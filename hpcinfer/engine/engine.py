@@ -4,6 +4,8 @@
 
 With pp stages, pp micro-batches are in flight: stage s computes micro-batch k while stage s + 1 computes k - 1. More of
 them (`--micro-batches`) keep stages busy while hidden states travel; the record then holds the results of an older one.
+A device computes behind the loop: results of a micro-batch are waited for when the record that holds them is due, so
+that with two of them the next one is scheduled and enqueued while this one runs.
 """
 
 from collections import deque
@@ -65,6 +67,7 @@ class Engine:
         self._metrics.timeline.step(num_given, sequences, tokens, blocks.num_blocks - blocks.num_free)
 
     def _exchange(self, leader: Leader | None) -> StepRecord:
+        self._runner.finish(self._in_flight[0])
         digest = self._scheduler.digest() if self._debug_lockstep else bytes(8)
         if leader is not None:
             record = leader.write(self._step, self._in_flight, digest)

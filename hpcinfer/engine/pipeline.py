@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hpcinfer.comm.device.group import DeviceGroup
 from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.outbox import Outbox
 from hpcinfer.comm.protocol import Pending
@@ -56,12 +57,14 @@ class Pipeline:
         place: of this one.
         max_tokens: of a micro-batch.
         allocate: makes room for the hidden states of some tokens, [T, D].
+        arrays: moves hidden states, where they are in the memory of GPUs.
     """
 
     def __init__(
-        self, operations: Operations, place: Place, max_tokens: int, allocate: Callable[[int], Array]
-    ) -> None:
-        self.replica, self.place, self._operations = operations.group, place, operations
+        self, operations: Operations, place: Place, max_tokens: int, allocate: Callable[[int], Array],
+        arrays: DeviceGroup | None = None,
+    ) -> None:  # fmt: skip
+        self.replica, self.place, self._operations, self._arrays = operations.group, place, operations, arrays
         self._max_tokens, self._allocate, self._token_bytes = max_tokens, allocate, allocate(1).nbytes
         self._sent = Outbox()
         self._own_results: deque[bytes] = deque()
@@ -70,6 +73,10 @@ class Pipeline:
     def receive_hidden(self, num_tokens: int) -> Array:
         """Take hidden states [num_tokens, D] from the same tp rank of the stage before."""
         peer = self.replica.rank - self.place.tp
+        if self._arrays is not None:  # none is let come early: what a GPU does waits in line behind it
+            room = self._allocate(num_tokens)
+            self._arrays.receive(room, peer, _TAG_HIDDEN)
+            return room
         if self._operations.is_near(peer, num_tokens * self._token_bytes):
             room = self._allocate(num_tokens)
             self._operations.receive(room, peer, _TAG_HIDDEN)
@@ -81,7 +88,8 @@ class Pipeline:
 
     def send_hidden(self, hidden: Array) -> None:
         """Start sending hidden states to the same tp rank of the next stage."""
-        self._sent.keep(self._operations.send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
+        send = self._operations.send if self._arrays is None else self._arrays.send
+        self._sent.keep(send(hidden, self.replica.rank + self.place.tp, _TAG_HIDDEN))
 
     def turn(self) -> None:
         """Let messages move on: an MPI without threads of its own works only while it is called. Not collective."""

@@ -6,27 +6,26 @@ from collections.abc import Mapping
 from hpcinfer.comm.launcher import read_launch
 from hpcinfer.config import ModelOptions
 from hpcinfer.errors import ConfigError
-from hpcinfer.kernels import Placement, create_kernels
+from hpcinfer.kernels import GpuOptions, Placement, create_kernels
 from hpcinfer.kernels.protocol import Kernels
-from hpcinfer.partition.mesh import Mesh
 
 MAX_THREADS = 1024  # of a rank
 
 
-def make_kernels(options: ModelOptions, threads: int | None, mesh: Mesh) -> Kernels:
+def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
     """Build the kernels that the options ask for, with the threads of this rank.
 
     Not collective.
 
     Raises:
-        ConfigError: a wrong number of threads, kernels that are not there, or a replica of several GPUs.
+        ConfigError: a wrong number of threads, kernels or a GPU that are not there, or types that they do not have.
     """
-    if options.device == "cuda" and mesh.tp * mesh.pp > 1:
-        raise ConfigError(f"--device cuda with tp={mesh.tp}, pp={mesh.pp}", expected="one GPU for each replica",
-                          hint="use -dp for several GPUs: sums do not travel between them")  # fmt: skip
+    if options.kv_cache_dtype == "fp8" and options.device != "cuda":
+        raise ConfigError("--kv-cache-dtype fp8 on CPUs", expected="a GPU", hint="int8 takes as many bytes")
     launch, count = read_launch(os.environ), resolve_threads(threads, os.environ)
     placement = Placement(count, 0 if launch.size == 1 else launch.local_rank, launch.local_size)
-    return create_kernels(options.kernels, options.device, placement, resolve_dtype(options))
+    gpu = GpuOptions(resolve_dtype(options), options.reproducible, options.cuda_graphs, options.ranks_per_gpu)
+    return create_kernels(options.kernels, options.device, placement, gpu)
 
 
 def resolve_dtype(options: ModelOptions) -> str:

@@ -53,6 +53,7 @@ class Limits:
     max_num_seqs: int  # sequences of one batch
     max_num_batched_tokens: int  # tokens of one batch
     num_micro_batches: int = 1  # batches in flight
+    num_shares: int = 0  # batches that few sequences are shared out to, so that each stage has one; 0 is all in flight
 
     @property
     def max_running(self) -> int:
@@ -196,8 +197,10 @@ class Scheduler:
         return True
 
     def _batch_sequences(self) -> int:
-        """Sequences of the next batch at most: an even share of all, so that every micro-batch has work."""
-        return -(-min(self.num_live, self.limits.max_running) // self.limits.num_micro_batches)
+        """Sequences of the next batch at most: an even share of all, so that every stage has work."""
+        limits = self.limits
+        share = -(-min(self.num_live, limits.max_running) // (limits.num_shares or limits.num_micro_batches))
+        return min(share, limits.max_num_seqs)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Free blocks by preempting the latest sequences, itself at last; false if it cannot run in this batch."""

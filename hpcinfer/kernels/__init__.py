@@ -19,11 +19,20 @@ class Placement(NamedTuple):
     local_size: int = 1  # ranks on the node
 
 
-_ALONE = Placement()
+class GpuOptions(NamedTuple):
+    """What kernels of GPUs may be asked for."""
+
+    dtype: str = "bfloat16"  # of products
+    reproducible: bool = True  # bits that depend on neither batch nor mesh
+    graphs: bool = True  # decode steps are recorded
+    ranks_per_gpu: int = 1
+
+
+_ALONE, _GPU = Placement(), GpuOptions()
 
 
 def create_kernels(
-    name: str = "auto", device: str = "cpu", placement: Placement = _ALONE, dtype: str = "float32"
+    name: str = "auto", device: str = "cpu", placement: Placement = _ALONE, gpu: GpuOptions = _GPU
 ) -> Kernels:
     """Build a kernel set by name; only then are its libraries imported.
 
@@ -33,7 +42,7 @@ def create_kernels(
         name: of the set, on CPUs.
         device: cpu, or cuda: the GPU of this rank.
         placement: of the rank on its node.
-        dtype: of products on a GPU; on CPUs they are float32.
+        gpu: what matters on a GPU alone; products of CPUs are float32.
 
     Raises:
         ConfigError: a name or device that is not there, or native kernels that were not built.
@@ -41,7 +50,7 @@ def create_kernels(
     if name not in KERNEL_SETS:
         raise ConfigError(f"kernels {name!r}", expected=f"one of {', '.join(KERNEL_SETS)}")
     if device == "cuda":
-        return _create_gpu_kernels(name, placement, dtype)
+        return _create_gpu_kernels(name, placement, gpu)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device {device!r}", expected="cpu or cuda")
     if name != "reference":
@@ -56,13 +65,17 @@ def create_kernels(
     return ReferenceKernels(placement.threads)
 
 
-def _create_gpu_kernels(name: str, placement: Placement, dtype: str) -> Kernels:
+def _create_gpu_kernels(name: str, placement: Placement, options: GpuOptions) -> Kernels:
     if name != "auto":
         raise ConfigError(f"--kernels {name} on a GPU", expected="--kernels auto", hint=f"{name} kernels run on CPUs")
     from hpcinfer.kernels.gpu import create_gpu_kernels
     from hpcinfer.kernels.gpu.device import own_device
 
-    return create_gpu_kernels(own_device(placement.local_rank or 0, placement.local_size), dtype=dtype)
+    device = own_device(placement.local_rank or 0, placement.local_size, options.ranks_per_gpu)
+    return create_gpu_kernels(
+        device, reproducible=options.reproducible, dtype=options.dtype, graphs=options.graphs,
+        num_sharers=options.ranks_per_gpu,
+    )  # fmt: skip
 
 
 def _missing(name: str) -> None:

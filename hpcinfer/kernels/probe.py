@@ -36,7 +36,7 @@ def probe_digest(kernels: Kernels, precisions: Sequence[tuple[str, str]]) -> str
         for nodes in (kernels.attention(x, attention, _step(), cache, spans), kernels.mlp(x, mlp, spans)):
             digest.update(kernels.host(nodes[0]).tobytes())
         logits = kernels.logits(x, np.arange(3), kernels.prepare_head(norm, q, 1e-5))
-        digest.update(kernels.grain_stats(logits, (_HEAD, _HEAD - 3)).exp_sums.tobytes())
+        digest.update(kernels.host(kernels.grain_stats(logits, (_HEAD, _HEAD - 3)).exp_sums).tobytes())
     return digest.hexdigest()[:16]
 
 

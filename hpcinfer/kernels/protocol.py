@@ -12,6 +12,7 @@ held by this rank, U padded units per grain (head columns, MLP columns or vocabu
 H head size, V vocabulary. N, K and G are local to the rank.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -50,11 +51,11 @@ class HeadLayout(NamedTuple):
 class Weight(NamedTuple):
     """A matrix as stored, in units (grains or KV heads): each maps I inputs to O outputs.
 
-    int8 is code * scale with a scale per output; int4 is code * scale with a scale per output and GROUP inputs."""
+    int8 and float8_e4m3 are code * scale with a scale per output; int4 with a scale per output and GROUP inputs."""
 
-    values: np.ndarray  # [units, O, I]; bfloat16 is raw uint16; int4 is uint8 [units, O, I / 2] (hpcinfer.dtypes)
-    dtype: str  # float32, float16, bfloat16, int8 or int4
-    scales: np.ndarray | None = None  # int8: float32 [units, O]; int4: raw bfloat16 [units, O, I / GROUP]
+    values: np.ndarray  # [units, O, I], raw where numpy lacks the type (hpcinfer.dtypes); int4: uint8 [units, O, I / 2]
+    dtype: str  # float32, float16, bfloat16, int8, float8_e4m3 or int4
+    scales: np.ndarray | None = None  # int8, float8_e4m3: float32 [units, O]; int4: raw bfloat16 [units, O, I / GROUP]
 
 
 class Linear(NamedTuple):
@@ -94,24 +95,77 @@ class MlpWeights(NamedTuple):
     down: Weight  # row-parallel
 
 
+class LayerWeights(NamedTuple):
+    """One decoder layer, prepared."""
+
+    attention: Any  # of Kernels.prepare_attention
+    o_bias: Array | None  # added once to the finished sum
+    mlp: Any  # of Kernels.prepare_mlp
+    down_bias: Array | None
+
+
 class GrainStats(NamedTuple):
     """Reduced logits of R rows over the grains of a rank."""
 
-    maxima: np.ndarray  # float32 [R, G]
-    exp_sums: np.ndarray  # float32 [R, G], of exp(logit - maximum of that grain)
+    maxima: Array  # float32 [R, G]
+    exp_sums: Array  # float32 [R, G], of exp(logit - maximum of that grain)
 
 
 class GrainBest(NamedTuple):
     """The largest logit of R rows over the grains of a rank."""
 
-    values: np.ndarray  # float32 [R]; -inf where there are no ids, or only NaN
-    places: np.ndarray  # int64 [R]: index among the true ids of these grains; the lowest of equals
+    values: Array  # float32 [R]; -inf where there are no ids, or only NaN
+    places: Array  # int64 [R]: index among the true ids of these grains; the lowest of equals
+
+
+class Changes(NamedTuple):
+    """What becomes of C logits of a row, in float32: x + bias, that divided by the factor if it is positive, else
+    multiplied by it, and that minus the penalty."""
+
+    places: np.ndarray  # int64 [C], ascending: index among the true ids of these grains
+    biases: np.ndarray  # float32 [C]; -inf forbids
+    factors: np.ndarray  # float32 [C]
+    penalties: np.ndarray  # float32 [C]
+
+
+class Draw(NamedTuple):
+    """How the next id of a row is chosen; the names are those of `SamplingParams`."""
+
+    temperature: float  # 0 takes the largest logit
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    u: float = 0.0  # from [0, 1): where in the distribution
+    known_id: int = -1  # the id itself, where none is to be chosen
+    changes: Changes | None = None  # of the logits
+
+
+class Scores(NamedTuple):
+    """What log-probabilities of R rows are made of."""
+
+    log_sums: Array  # float64 [R]: log of the sum of exponentials
+    values: Array  # float32 [R]: logit of the id that is asked for
+    top_ids: Array  # int64 [R, N]: of the largest logits, highest first, then lowest id
+    top_values: Array  # float32 [R, N]
+
+
+class Fetch(Protocol):
+    """Arrays on their way to the host."""
+
+    is_late: bool  # whether a device may still compute them; the same for all fetches of a kernel set
+
+    def wait(self) -> list[np.ndarray]:
+        """Wait until they are there, with `while_waiting` meanwhile; at once if they have been waited for."""
 
 
 class Kernels(Protocol):
-    """What a model may do with arrays. Weights are prepared once; prepared ones are opaque."""
+    """What a model may do with arrays. Weights are prepared once; prepared ones are opaque.
+
+    Array functions raise MemoryError where there is no memory for a batch; there may be for a part of it."""
 
     name: str
+    is_reproducible: bool  # whether the contract is kept; only kernels of GPUs may be told not to
+    while_waiting: Callable[[], None] | None  # called while a device is waited for; raises where a rank has died
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: kernel set, library versions, and the digest of a short probe."""
@@ -123,10 +177,22 @@ class Kernels(Protocol):
         """Bind threads that work for the calling one to CPUs, as those of the thread that has built the kernels are."""
 
     def free_bytes(self) -> int | None:
-        """Free memory of the device that only this rank uses; None if arrays are in the node's memory."""
+        """Free memory of the device, or this rank's part of it; None if arrays are in the node's memory."""
+
+    def total_bytes(self) -> int | None:
+        """All memory of the device, or this rank's part of it; None if arrays are in the node's memory."""
+
+    def trim(self) -> None:
+        """Give memory that no array uses any more back to the device."""
+
+    def device_arrays(self) -> Any | None:
+        """What moves arrays in and out of a device's memory (hpcinfer.comm.device); None if they are in the node's."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Allocate float32, uninitialised, contiguous."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Allocate float32 zeros, contiguous."""
 
     def host(self, array: Array) -> np.ndarray:
         """View (or copy) an array as numpy."""
@@ -138,12 +204,18 @@ class Kernels(Protocol):
         """Prepare a float32 norm weight or bias."""
 
     def kv_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str) -> Any:
-        """Allocate K and V of one layer, in the cache's precision: float32, bfloat16, float16 or int8.
+        """Allocate K and V of one layer, in the cache's precision: float32, bfloat16, float16, int8; on GPUs also fp8.
 
-        Slots that were never written are never read. int8 has a scale per token and KV head, for K and for V."""
+        Slots that were never written are never read. int8 and fp8 (e4m3) have a scale per token and KV head, for K and
+        for V."""
 
     def kv_bytes(self, head_size: int, dtype: str) -> int:
         """Bytes of K and V of one token and KV head in the cache, padding and scales included."""
+
+    def staging(self, num_bytes: int) -> np.ndarray:
+        """Give memory, uint8, from which `prepare_...` copies fast; its holder lets go of it once that is called.
+
+        Any thread may ask; nobody waits for other holders."""
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Array:
         """Cosines and sines of every position, [max_len, 2, H / 2] (see hpcinfer.kernels.rope)."""
@@ -183,6 +255,15 @@ class Kernels(Protocol):
 
         `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain."""
 
+    def run_layers(
+        self, step: StepInput, hidden: Array | None, work: Callable[[StepInput, Array | None], Array], owner: object,
+        *, is_alone: bool,
+    ) -> Array:  # fmt: skip
+        """work(step, hidden), or the same from a recording of what it launched before for a batch like this one.
+
+        `work` may be given another batch, of more tokens, than is asked for; all else that it uses must be the same
+        whenever the owner is, with which recordings end. `is_alone` says whether no other rank does the same now."""
+
     def attention(
         self, x: Array, layer: Any, step: StepInput, cache: Any, spans: list[tuple[int, int]],
         out: Array | None = None,
@@ -198,28 +279,48 @@ class Kernels(Protocol):
     def mlp(self, x: Array, layer: Any, spans: list[tuple[int, int]], out: Array | None = None) -> list[Array]:
         """Norm, gate, up, SiLU, down of x [T, D]: one partial sum [T, D] per tree node of this rank; `out` as above."""
 
+    def whole_layers(
+        self, layers: Sequence[LayerWeights], caches: Sequence[Any]
+    ) -> Callable[[Array, StepInput], Array] | None:
+        """Prepare what runs whole layers one after another, on a rank that holds all grains: `attention`,
+        `add_residual`, `mlp` and `add_residual` of each, of x [T, D], which may be overwritten.
+
+        None if these kernels run layers half by half."""
+
     def add_residual(self, x: Array, total: Array, bias: Array | None = None) -> Array:
         """x + (total + bias), [T, D]; may overwrite x."""
 
     def join(self, parts: list[Array]) -> Array:
         """Concatenate [T, D] along their tokens."""
 
-    def logits(self, x: Array, rows: np.ndarray, head: Any) -> np.ndarray:
-        """Norm and output head of some rows of x [T, D]: float32 numpy [R, G, U], contiguous.
+    def logits(self, x: Array, rows: np.ndarray, head: Any) -> Array:
+        """Norm and output head of some rows of x [T, D]: float32 [R, G, U], contiguous.
 
         Columns beyond the true size of a grain mean nothing."""
 
-    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
-        """The largest true logit of each row of [R, G, U]."""
+    def take(self, array: Array, rows: list[int]) -> Array:
+        """Some rows of an array of any type, in this order."""
 
-    def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
+    def join_grains(self, parts: list[Array]) -> Array:
+        """Concatenate logits [R, G, U] along their grains."""
+
+    def argmax(
+        self, logits: Array, grain_sizes: tuple[int, ...], changes: Mapping[int, Changes] | None = None
+    ) -> GrainBest:
+        """The largest true logit of each row of [R, G, U], some of which are changed first."""
+
+    def grain_stats(self, logits: Array, grain_sizes: tuple[int, ...]) -> GrainStats:
         """Maximum and exp-sum of float32 logits [R, G, U] per grain, without padded columns; -inf and 0 if none."""
 
-    def largest(self, row: np.ndarray, count: int) -> np.ndarray:
-        """Places int64 of the `count` largest values of float32 [V]: value descending, place ascending."""
+    def draw(self, logits: Array, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> Array:
+        """Choose an id int64 of each row of [R, G, U] over all grains: temperature, min_p, top_k, top_p, in this order.
 
-    def log(self, x: np.ndarray) -> np.ndarray:
-        """Natural logarithm of float32 or float64, the same bits for the same input in any array."""
+        Ids are ordered by logit descending, then ascending; all ids, where neither top_k nor top_p is asked for, by
+        themselves. The first one is taken at which the sum of weights exceeds u of the whole. NaN counts as -inf."""
 
-    def exp(self, x: np.ndarray) -> np.ndarray:
-        """Exponential in float32, the same bits for the same input in any array; 0 below -86.5."""
+    def score(self, logits: Array, grain_sizes: tuple[int, ...], ids: Array, num_top: int) -> Scores:
+        """What log-probabilities of an id int64 of each row of [R, G, U] over all grains are made of, and of the most
+        likely ones: all ids, if there are fewer than `num_top`."""
+
+    def fetch(self, arrays: list[Array]) -> Fetch:
+        """Start bringing small arrays to the host, without waiting for them."""

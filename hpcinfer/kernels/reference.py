@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,19 +13,19 @@ from torch import Tensor
 from hpcinfer.config import RopeScaling
 from hpcinfer.dtypes import dequantise
 from hpcinfer.kernels import reference_math as math
-from hpcinfer.kernels.logarithm import log
+from hpcinfer.kernels.fp8_weights import FP8_PRODUCTS, without_fp8
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
-    GrainBest,
-    GrainStats,
     HeadLayout,
+    LayerWeights,
     Linear,
     MlpWeights,
     StepInput,
     Weight,
 )
 from hpcinfer.kernels.reference_attention import AttentionPlan, attend, plan_attention
+from hpcinfer.kernels.reference_logits import ReferenceLogits
 from hpcinfer.kernels.reference_products import (
     ROWS,
     GrainWeight,
@@ -96,13 +97,15 @@ class _Plans(dict[tuple[HeadLayout, int, tuple[int, ...]], AttentionPlan]):
     """Of a batch, by heads, window and shape of the cache."""
 
 
-class ReferenceKernels:
+class ReferenceKernels(ReferenceLogits):
     """Implements `Kernels` with torch. Several may live in one process, one per thread.
 
     Arrays of [T, G, U] are views of grain-major memory [G, T, U], so that each grain's rows are contiguous.
     """
 
     name = "reference"
+    is_reproducible = True
+    while_waiting: Callable[[], None] | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads != 1:
@@ -120,6 +123,7 @@ class ReferenceKernels:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "rows_per_product": str(ROWS if is_tiled else 1),
             "probe": _probe_digest(),
+            **FP8_PRODUCTS,
         }
 
     def bind_workers(self) -> None:
@@ -128,9 +132,22 @@ class ReferenceKernels:
     def free_bytes(self) -> None:
         """Arrays are in the node's memory."""
 
+    def total_bytes(self) -> None:
+        """None: arrays are in the node's memory."""
+
+    def trim(self) -> None:
+        """Nothing is kept."""
+
+    def device_arrays(self) -> None:
+        """None: arrays are in the node's memory."""
+
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
         return torch.empty(shape)
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Allocate float32 zeros, contiguous."""
+        return torch.zeros(shape)
 
     def host(self, array: Tensor) -> np.ndarray:
         """View an array as numpy."""
@@ -160,6 +177,7 @@ class ReferenceKernels:
 
     def linear(self, weight: Weight, num_in: int | None = None) -> GrainWeight | QuantisedWeight:
         """Prepare a weight [G, U_out, U_in] for products; `num_in` is U_in, if the values do not say it."""
+        weight = without_fp8(weight)
         if weight.scales is None:
             return prepare(weight.values, weight.dtype)
         return prepare_quantised(weight, weight.values.shape[2] if num_in is None else num_in)
@@ -210,6 +228,13 @@ class ReferenceKernels:
             result[mine] = grain[token_ids[mine] - start]
         return result.add_(0.0)  # -0 becomes 0, as it does when ranks add their zeros
 
+    def run_layers(
+        self, step: StepInput, hidden: Tensor | None, work: Callable[[StepInput, Tensor | None], Tensor],
+        owner: object, *, is_alone: bool,
+    ) -> Tensor:  # fmt: skip
+        """work(step, hidden): nothing is recorded."""
+        return work(step, hidden)
+
     def attention(
         self, x: Tensor, layer: _Attention, step: StepInput, cache: Cache, spans: list[tuple[int, int]],
         out: Tensor | np.ndarray | None = None,
@@ -233,6 +258,9 @@ class ReferenceKernels:
         gate, up = self.grain_linear(normed, *layer.gate), self.grain_linear(normed, *layer.up)
         return self.partial_linear(self.silu_mul(gate, up), layer.down, spans)
 
+    def whole_layers(self, layers: Sequence[LayerWeights], caches: Sequence[object]) -> None:
+        """None: layers are run half by half."""
+
     def add_residual(self, x: Tensor, total: Tensor, bias: Tensor | None = None) -> Tensor:
         """x + (total + bias)."""
         return torch.add(x, total if bias is None else torch.add(total, bias))
@@ -241,10 +269,10 @@ class ReferenceKernels:
         """Concatenate along the tokens."""
         return torch.cat(parts)
 
-    def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> np.ndarray:
+    def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> Tensor:
         """Norm and output head of some rows: [R, G, U]."""
         normed = self.rms_norm(x.index_select(0, torch.tensor(rows)), head.norm, head.eps)
-        return np.ascontiguousarray(self.grain_linear(normed, head.weight).numpy())
+        return self.grain_linear(normed, head.weight).contiguous()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x * weight / sqrt(mean(x ** 2) + eps) over the last axis."""
@@ -269,6 +297,10 @@ class ReferenceKernels:
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate * sigmoid(gate) * up."""
         return math.silu_mul(gate.transpose(0, 1), up.transpose(0, 1)).transpose(0, 1)
+
+    def staging(self, num_bytes: int) -> np.ndarray:
+        """Memory like any other."""
+        return np.empty(num_bytes, np.uint8)
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Tensor:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
@@ -312,36 +344,6 @@ class ReferenceKernels:
         grains = [x[:, grain, : count * layout.head_size] for grain, count in enumerate(layout.grain_heads) if count]
         heads = torch.cat(grains, 1) if grains else x.new_empty(x.shape[0], 0)
         return heads.view(x.shape[0], len(layout.kv_of_head), layout.head_size)
-
-    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
-        """The largest true logit of each row."""
-        rows = np.concatenate([logits[:, g, :size] for g, size in enumerate(grain_sizes)], axis=1)
-        if not rows.shape[1]:
-            return GrainBest(np.full(len(rows), -np.inf, np.float32), np.zeros(len(rows), np.int64))
-        rows[np.isnan(rows)] = -np.inf
-        places = rows.argmax(axis=1)
-        return GrainBest(rows[np.arange(len(rows)), places], places)
-
-    def largest(self, row: np.ndarray, count: int) -> np.ndarray:
-        """Places of the largest values: value descending, place ascending."""
-        return np.argsort(-row, kind="stable")[:count]
-
-    def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
-        """Maximum and exp-sum of logits [R, G, U] per grain."""
-        values = torch.full(logits.shape, -torch.inf)
-        for grain, size in enumerate(grain_sizes):
-            values.numpy()[:, grain, :size] = logits[:, grain, :size]
-        maxima = values.amax(2)
-        values.sub_(maxima.masked_fill(maxima == -torch.inf, 0).unsqueeze(2))
-        return GrainStats(maxima.numpy(), math.tree_sum_(math.exp_(values)).numpy().copy())
-
-    def log(self, x: np.ndarray) -> np.ndarray:
-        """Natural logarithm, computed in float64, in the precision of x."""
-        return log(x).astype(x.dtype, copy=False)
-
-    def exp(self, x: np.ndarray) -> np.ndarray:
-        """Exponential in float32."""
-        return math.exp_(torch.from_numpy(np.array(x, np.float32, order="C"))).numpy()
 
 
 def _products(x: Tensor, weight: GrainWeight | QuantisedWeight) -> Tensor:

@@ -1,4 +1,7 @@
-"""Two halves of a batch: sums of one travel while the other is computed. No row depends on others: no bit changes."""
+"""Two parts of a batch, where sums of one travel while the other is computed, or there is no memory for both.
+
+No row depends on others: no bit changes.
+"""
 
 import numpy as np
 
@@ -15,6 +18,32 @@ def halves(step: StepInput) -> list[StepInput]:
         return [step]
     middle = 1 + int(np.abs(2 * starts[1:-1] - starts[-1]).argmin())
     return [_part(step, 0, middle), _part(step, middle, len(starts) - 1)]
+
+
+def pieces(step: StepInput) -> list[StepInput]:
+    """Cut a batch as `halves` does, and a single sequence into two chunks, the first to be computed first.
+
+    Not collective. One token stays whole. Logits are asked for of the whole batch.
+    """
+    num_tokens = len(step.positions)
+    if len(step.context_lens) > 1 or num_tokens < 2:
+        return halves(step)
+    middle = num_tokens // 2
+    return [_chunk(step, 0, middle), _chunk(step, middle, num_tokens)]
+
+
+def _chunk(step: StepInput, start: int, stop: int) -> StepInput:
+    """Some tokens of a batch of one sequence."""
+    return StepInput(
+        token_ids=step.token_ids[start:stop],
+        positions=step.positions[start:stop],
+        slots=step.slots[start:stop],
+        query_starts=np.array([0, stop - start]),
+        context_lens=step.positions[stop - 1 : stop] + 1,
+        block_tables=step.block_tables,
+        table_starts=step.table_starts,
+        logit_tokens=step.logit_tokens[:0],
+    )
 
 
 def _part(step: StepInput, first: int, last: int) -> StepInput:

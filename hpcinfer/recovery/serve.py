@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.data.prepare import Preparation, Preparer
-from hpcinfer.engine.replica import Replica, ReplicaOptions, build_replica
+from hpcinfer.engine.options import ReplicaOptions
+from hpcinfer.engine.replica import Replica, build_replica
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.common import keeps_table
 from hpcinfer.model.weights_of import WeightSource

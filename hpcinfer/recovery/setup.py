@@ -21,8 +21,8 @@ from hpcinfer.data.sampling_defaults import SamplingDefaults, read_generation_co
 from hpcinfer.data.tokenizer import TokenizerSource
 from hpcinfer.data.versions import find_libraries
 from hpcinfer.data.versions import profile as data_profile
+from hpcinfer.engine.options import ReplicaOptions, check_engine_options, resolve_max_model_len
 from hpcinfer.engine.placement import make_kernels, resolve_cache_dtype, resolve_dtype
-from hpcinfer.engine.replica import ReplicaOptions, check_engine_options, resolve_max_model_len
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.shard import shard_plan
@@ -133,8 +133,9 @@ def _set_up(
         found = None if located.source else open_store(Path(located.store), world, options.model.stage)
         model = on_all(world, lambda: preview(located, found))
         checked = on_all(world, lambda: _check_model(model, mesh, options, reads_tokenizer=world.rank == 0))
-        kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads, mesh))
+        kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
         store = found or open_store(ensure_store(located, world), world, options.model.stage)
+        store.allocate = kernels.staging
     dtypes = {"dtype": resolve_dtype(options.model), "kv_cache": resolve_cache_dtype(options.model)}
     profile = {**kernels.profile(), **data_profile(on_root(world, find_libraries)), **dtypes}
     same_everywhere(world, profile, "the numerics profiles")

@@ -126,3 +126,25 @@ def test_ways_that_are_alike_are_chosen_as_if_nothing_had_been_measured():
     assert [way_of(1.09, 1.0, size) for size in (1000, 1 << 20)] == ["node", "mpi"]
     assert [way_of(1.0, 1.2, size) for size in (1000, 1 << 20)] == ["node", "node"]
     assert [way_of(1.2, 1.0, size) for size in (1000, 1 << 20)] == ["mpi", "mpi"]
+
+
+def test_gpus_take_the_transport_and_form_that_were_measured_to_be_fastest():
+    curves = {"nccl:one_shot": [Point(1000, 10e-6), Point(100_000, 900e-6)],
+              "mpi:two_shot": [Point(1000, 50e-6), Point(100_000, 200e-6)],
+              "nccl:library": [Point(1, 1e-6), Point(1 << 26, 1e-6)]}  # fmt: skip
+    selector = Selector(table={"2+2+2+2 of GPUs": {"all_reduce": curves}, "2+2+2+2": {"all_reduce": {}}})
+    choose = selector.gpu_chooser(PAIRS, SPANS, ["nccl", "mpi"])
+    assert [choose(size) for size in (1, 1000, 100_000, 1 << 24)] == ["nccl:one_shot"] * 2 + ["mpi:two_shot"] * 2
+    assert selector.gpu_chooser(PAIRS, SPANS, ["nccl"])(1 << 24) == "nccl:one_shot"
+    assert selector.gpu_chooser(PAIRS, SPANS, ["nccl", "mpi"], is_exact=False)(1 << 24) == "nccl:library"
+    only_mpi = Selector(table={"2+2+2+2 of GPUs": {"all_reduce": {"mpi:two_shot": [Point(1, 1e-9)]}}})
+    assert only_mpi.gpu_chooser(PAIRS, SPANS, ["nccl", "mpi"])(1 << 24).startswith("nccl:")  # half a measurement
+
+
+def test_gpus_of_which_nothing_was_measured_take_nccl_in_the_form_that_was_asked_for():
+    for wanted, forms in (("auto", forms_for(PAIRS)), ("leader", ("leader",))):
+        choose = Selector(wanted).gpu_chooser(PAIRS, SPANS, ["nccl", "mpi"])
+        assert {choose(1 << k) for k in range(26)} <= {f"nccl:{form}" for form in forms}
+    assert Selector().gpu_chooser(PAIRS, SPANS, ["nccl"], is_exact=False)(1) == "nccl:library"
+    assert Selector("leader").gpu_chooser(PAIRS, SPANS, ["nccl"], is_exact=False)(1) == "nccl:leader"
+    assert Selector().gpu_chooser(PAIRS, SPANS, ["mpi"])(1).startswith("mpi:")

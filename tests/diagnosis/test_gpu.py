@@ -8,7 +8,7 @@ from hpcinfer.diagnosis.gpu import check_gpus, visible_gpus
 
 def of(node_gpus, open_gpus, tool_gpus=-1, **environment):
     findings = check_gpus([rank_facts(devices=Devices(node_gpus, open_gpus, tool_gpus), environment=environment)])
-    return [finding for finding in findings if "CPUs only" not in finding.found]
+    return [finding for finding in findings if "unless --device cuda" not in finding.found]
 
 
 @pytest.mark.parametrize(("text", "count"), [

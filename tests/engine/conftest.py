@@ -1,6 +1,7 @@
 """A tiny random model, its store and its tokenizer, made once per session."""
 
 import pytest
+from engine_runs import REQUESTS, run_engine
 from models import make_tiny_model
 
 from hpcinfer.comm.serial import SerialGroup
@@ -26,3 +27,11 @@ def tiny_store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(tiny_store):
     return Tokenizer(tiny_store.tokenizer_files)
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_store, tokenizer):
+    """One sequence at a time, whole prompts: nothing shared, cut or preempted."""
+    runs = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1) for each in REQUESTS]
+    assert not any(run.counts[name] for run in runs for name in ("preemptions", "chunks", "mixed_batches"))
+    return {row: choices for run in runs for row, choices in run.finished.items()}

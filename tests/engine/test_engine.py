@@ -1,99 +1,28 @@
 """The loop on a tiny random model: no limit changes a result, and results are those of naive recomputation."""
 
 import dataclasses
-import threading
-from collections import Counter
 
 import numpy as np
 import pytest
+from engine_runs import MAX_LEN, REQUESTS, SEED, lead, make_replica, run_engine, run_mesh
 from stages import run_replica
-from thread_group import run_ranks
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions, SamplingParams
 from hpcinfer.data.detokenizer import decode
 from hpcinfer.engine.frontend import ListFrontend
 from hpcinfer.engine.leader import Leader
-from hpcinfer.engine.logits import adjust, sample, uniform
+from hpcinfer.engine.logits import changes_for, uniform
+from hpcinfer.engine.options import ReplicaOptions, resolve_max_model_len
 from hpcinfer.engine.outputs import Outputs
-from hpcinfer.engine.replica import ReplicaOptions, build_replica, resolve_max_model_len
+from hpcinfer.engine.replica import build_replica
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.sequence import Sequence
 from hpcinfer.errors import ConfigError, MeshError
 from hpcinfer.kernels import create_kernels
+from hpcinfer.kernels.protocol import Draw
+from hpcinfer.kernels.sampling import change_row, sample
 from hpcinfer.partition.mesh import Mesh
-
-MAX_LEN, SEED = 80, 3
-KINDS = (
-    {"temperature": 0.0},
-    {"temperature": 1.0, "n": 2},
-    {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 17, "logprobs": 2},
-    {"temperature": 0.0, "repetition_penalty": 1.4, "min_tokens": 6, "logprobs": 0},
-    {"temperature": 0.0, "echo": True, "logprobs": 1, "max_tokens": 0},
-    {"temperature": 1.3, "frequency_penalty": 0.5, "echo": True, "logprobs": 3},
-)  # fmt: skip
-
-
-def make_requests(count=12):
-    """Prompts of 1 to 50 tokens, some with a common beginning, each kind of sampling."""
-    rng = np.random.default_rng(1)
-    stem = tuple(int(i) for i in rng.integers(4, 390, 40))
-    requests = []
-    for row in range(count):
-        own = tuple(int(i) for i in rng.integers(4, 390, rng.integers(1, 25)))
-        params = SamplingParams(**{"max_tokens": int(rng.integers(4, 14)), **KINDS[row % len(KINDS)]})
-        requests.append(Request(row, stem[: 17 * (row % 3)] + own, params))
-    return requests
-
-
-REQUESTS = make_requests()
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What an engine made of the requests."""
-
-    finished: dict
-    counts: Counter
-    peaks: dict
-
-
-def block_bytes(store, block_size):
-    config = store.config
-    return 2 * config.num_layers * config.num_kv_heads * config.head_size * 4 * block_size
-
-
-def make_replica(store, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
-    """This rank's part of a replica."""
-    options = ReplicaOptions(EngineOptions(**limits), "float32", MAX_LEN, SEED)
-    return build_replica(group or SerialGroup(), mesh, store, create_kernels("reference"), options)
-
-
-def lead(replica, tokenizer, frontend):
-    """Run the loop to its end, on rank 0 as the leader."""
-    outputs = Outputs(tokenizer, replica.runner.eos_ids)
-    replica.engine.run(Leader(replica.scheduler, outputs, frontend, replica.runner) if replica.is_leader else None)
-
-
-def run_engine(store, tokenizer, requests=REQUESTS, *, num_blocks=None, group=None, mesh=Mesh(1, 1, 1), **limits):  # noqa: B008
-    """Run requests to their end on this rank's part of a replica; rank 0 leads."""
-    if num_blocks is not None:
-        limits["kv_cache_memory"] = str(num_blocks * block_bytes(store, limits.get("block_size", 16)))
-    replica = make_replica(store, group, mesh, **limits)
-    frontend = ListFrontend(requests)
-    lead(replica, tokenizer, frontend)
-    metrics = replica.runner.metrics
-    assert not replica.scheduler.num_live and replica.scheduler.blocks.num_free == replica.num_blocks
-    return Run(frontend.finished, metrics.counts, metrics.peaks)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_store, tokenizer):
-    """One sequence at a time, whole prompts: nothing shared, cut or preempted."""
-    runs = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1) for each in REQUESTS]
-    assert not any(run.counts[name] for run in runs for name in ("preemptions", "chunks", "mixed_batches"))
-    return {row: choices for run in runs for row, choices in run.finished.items()}
-
 
 SETTINGS = [  # limits, and what must happen under them
     (1, 4, 16, None, "chunks reused_tokens"),
@@ -122,8 +51,9 @@ def naive_choice(store, request, choice):
     while sequence.num_output < params.max_tokens:
         [logits] = run_replica(store, [np.array(sequence.token_ids)], block_size=128)
         u = uniform(seed, request.row, choice, len(sequence.token_ids))
-        row = adjust(logits[-1], 0, sequence, store.config.eos_token_ids)
-        sequence.token_ids.append(sample(row, params, u, create_kernels("reference")))
+        changes = changes_for(sequence, store.config.eos_token_ids, range(store.config.vocab_size))
+        draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, u)
+        sequence.token_ids.append(sample(change_row(logits[-1].copy(), changes), draw, create_kernels("reference")))
         if sequence.token_ids[-1] in store.config.eos_token_ids:
             break
     return sequence, logits
@@ -245,28 +175,7 @@ def test_stopped_sequences_go_on_elsewhere_as_if_nothing_had_happened(tiny_store
     ("tp", "pp", "in_flight"), [(3, 1, None), (1, 2, None), (2, 2, None), (1, 2, 3), (1, 2, 1)]
 )
 def test_every_mesh_gives_the_same_results_and_lockstep_holds(tiny_store, tokenizer, expected, tp, pp, in_flight):
-    lock = threading.Lock()
-
-    class Guarded:
-        """The store keeps one file open: one rank reads at a time."""
-
-        config, grains = tiny_store.config, tiny_store.grains
-
-        def read(self, name, units=None):
-            with lock:
-                return tiny_store.read(name, units)
-
-        def read_weight(self, name, units=None):
-            with lock:
-                return tiny_store.read_weight(name, units)
-
-    def rank_main(group):
-        return run_engine(Guarded(), tokenizer, group=group, mesh=Mesh(1, pp, tp), max_num_seqs=4,
-                          max_num_batched_tokens=32, micro_batches=in_flight, debug_lockstep=True)  # fmt: skip
-
-    ranks = run_ranks(tp * pp, rank_main)
-    for failure in (rank for rank in ranks if isinstance(rank, Exception)):
-        raise failure
+    ranks = run_mesh(tiny_store, tokenizer, tp, pp, in_flight)
     assert ranks[0].finished == expected
     assert all(run.counts == ranks[0].counts for run in ranks) and ranks[0].peaks["micro_batches"] == (in_flight or pp)
 

@@ -11,7 +11,8 @@ from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions
 from hpcinfer.data.tokenizer import Tokenizer
 from hpcinfer.engine.evaluation import Likelihood, measure
-from hpcinfer.engine.replica import ReplicaOptions, build_replica, join_replica
+from hpcinfer.engine.options import ReplicaOptions
+from hpcinfer.engine.replica import build_replica, join_replica
 from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.weights.conversion import convert

@@ -8,8 +8,9 @@ from hpcinfer.comm.launcher import Launch
 from hpcinfer.comm.node.library import load
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions
-from hpcinfer.engine import replica as replica_module
-from hpcinfer.engine.replica import ReplicaOptions, build_replica, check_engine_options
+from hpcinfer.engine import kv_memory
+from hpcinfer.engine.options import ReplicaOptions, check_engine_options
+from hpcinfer.engine.replica import build_replica
 from hpcinfer.errors import ConfigError, RankFailedError
 from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
@@ -59,12 +60,12 @@ def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monke
         while group.rank == 1 - first and first not in looks:
             continue  # the other one of the node looks before this one
         looks.append(group.rank)
-        return replica_module._free_memory(group, ON_THE_NODE, to_come[group.rank])
+        return kv_memory.free_memory(group, ON_THE_NODE, to_come[group.rank])
 
     available = iter([4100, 4000, 4000])  # what is taken meanwhile is taken from all
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=next(available)))
-    monkeypatch.setattr(replica_module, "psutil", memory)
-    monkeypatch.setattr(replica_module, "read_launch", lambda environment: Launch("mpirun", 0, 8, 4))
+    monkeypatch.setattr(kv_memory, "psutil", memory)
+    monkeypatch.setattr(kv_memory, "read_launch", lambda environment: Launch("mpirun", 0, 8, 4))
     near, also_near, far = run_ranks(3, work)
     assert near == also_near == 4000 // 4 - 200  # at least one of the two has seen the less
     assert far in (4000 // 4 - 700, 4100 // 4 - 700)
@@ -72,14 +73,14 @@ def test_ranks_of_a_node_count_the_same_memory_as_free_whoever_looks_first(monke
 
 def test_weights_that_need_more_than_there_is_leave_nothing(monkeypatch):
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(replica_module, "psutil", memory)
-    assert replica_module._free_memory(SerialGroup(), ON_THE_NODE, 2000) == 0
+    monkeypatch.setattr(kv_memory, "psutil", memory)
+    assert kv_memory.free_memory(SerialGroup(), ON_THE_NODE, 2000) == 0
 
 
 def test_memory_of_a_device_is_what_counts_where_arrays_are_there():
     on_device = SimpleNamespace(free_bytes=lambda: 5000)
-    assert replica_module._free_memory(SerialGroup(), on_device, 2000) == 3000
-    assert replica_module._free_memory(SerialGroup(), on_device, 6000) == 0
+    assert kv_memory.free_memory(SerialGroup(), on_device, 2000) == 3000
+    assert kv_memory.free_memory(SerialGroup(), on_device, 6000) == 0
 
 
 def test_a_replica_looks_after_the_mpi_while_it_waits_in_memory_and_gives_the_memory_back(tmp_path):
@@ -94,7 +95,7 @@ def test_a_replica_looks_after_the_mpi_while_it_waits_in_memory_and_gives_the_me
         group.split = lambda color, key: stage
         store, kernels = Store.open(tmp_path / "store"), create_kernels("reference")
         replica = build_replica(group, Mesh(1, 2, 2), store, kernels, options)
-        channels = [each.channel for each in replica.operations]
+        channels = [each.channel for each in (replica.groups.stage, replica.groups.replica)]
         assert channels[0] is replica.runner.stage.reducer.channel is not channels[1]
         assert all(each.is_mpi_busy == replica.runner.pipeline.is_busy for each in channels)
         channels[1].barrier()

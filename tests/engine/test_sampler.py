@@ -5,11 +5,13 @@ from thread_group import run_ranks
 from hpcinfer.comm.operations import Operations
 from hpcinfer.config import SamplingParams
 from hpcinfer.engine.batch import LogitRow
-from hpcinfer.engine.logits import TokenScore, adjust, sample, uniform
+from hpcinfer.engine.logits import TokenScore, changes_for, uniform
 from hpcinfer.engine.request import Request
-from hpcinfer.engine.sampler import RowResult, Sampler, compact, decode_results, encode_results
+from hpcinfer.engine.sampler import RowResult, Sampler, decode_results, encode_results
 from hpcinfer.engine.sequence import Sequence
 from hpcinfer.kernels import create_kernels
+from hpcinfer.kernels.protocol import Draw
+from hpcinfer.kernels.sampling import change_row, compact, sample
 from hpcinfer.partition.grains import grain_ranges, grain_runs
 
 GRAINS, VOCAB, SEED = 8, 101, 5
@@ -53,7 +55,7 @@ def sample_on(tp, values, rows):
         run = runs[group.rank]
         local = np.ascontiguousarray(logits[:, run.start : run.stop])
         sampler = Sampler(create_kernels("reference"), Operations(group), values.shape[1], GRAINS, SEED)
-        return sampler.sample(local, rows, EOS)
+        return sampler.start(local, rows, EOS).finish()
 
     results = run_ranks(tp, rank_main)
     for result in results:
@@ -74,7 +76,9 @@ def test_root_samples_the_same_for_every_tp(tp):
     for found, row, row_values in zip(root, rows, values, strict=True):
         params, request = row.sequence.request.sampling, row.sequence.request
         u = uniform(SEED if params.seed is None else params.seed, request.row, row.sequence.choice, row.position + 1)
-        chosen = sample(adjust(row_values, 0, row.sequence, EOS), params, u, create_kernels("reference"))
+        draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, u)
+        changed = change_row(row_values.copy(), changes_for(row.sequence, EOS, range(VOCAB)))
+        chosen = sample(changed, draw, create_kernels("reference"))
         assert found.token_id == (chosen if row.samples else request.prompt_ids[2])
         assert (found.score is not None) == (params.logprobs is not None)
     assert root == sample_on(1, values, rows)[0]
@@ -137,6 +141,32 @@ def test_end_of_sequence_is_kept_away_on_the_rank_that_has_it():
     values = np.zeros((2, VOCAB), np.float32)
     values[:, 1], values[:, 80] = 9, 8
     assert [result.token_id for result in sample_on(4, values, logit_rows(params))[0]] == [80, 1]
+
+
+class Counting:
+    """A group that counts the elements which it gathers."""
+
+    def __init__(self, group):
+        self._group, self.rank, self.size, self.num_gathered = group, group.rank, group.size, 0
+
+    def gather(self, send, receive, counts):
+        self.num_gathered += sum(counts)
+        self._group.gather(send, receive, counts)
+
+
+def test_whole_rows_travel_where_arrays_do_and_pairs_where_bytes_do():
+    rows, values = logit_rows(), random_values(len(REQUESTS))
+
+    def rank_main(group):
+        host, arrays = Counting(Operations(group)), Counting(Operations(group))
+        local = np.ascontiguousarray(pad(values)[:, 4 * group.rank : 4 * group.rank + 4])
+        sampler = Sampler(create_kernels("reference"), host, VOCAB, GRAINS, SEED, arrays)
+        return sampler.start(local, rows, EOS).finish(), host.num_gathered, arrays.num_gathered
+
+    num_short = 3
+    root, other = run_ranks(2, rank_main)
+    assert root == (sample_on(1, values, rows)[0], 2 * 2 * num_short, (len(rows) - num_short) * GRAINS * 64)
+    assert other == ([], *root[1:])
 
 
 def test_compact_drops_padding():

@@ -37,9 +37,18 @@ def commit(scheduler, works, token_id=7):
         scheduler.commit(work, token_id if work.samples else None, Finish.NONE)
 
 
+def test_batches_are_filled_before_sequences_are_shared_out_where_there_is_one_stage():
+    for num_shares, sizes in ((0, [3, 3]), (1, [4, 2])):
+        blocks = BlockManager(64, 4, reuse=True)
+        scheduler = Scheduler(Limits(4, 64, 2, num_shares), blocks, Metrics())
+        for row in range(6):
+            scheduler.add(request(row, 3))
+        assert [len(scheduler.schedule()) for _ in sizes] == sizes
+
+
 settings_of = st.builds(
     Setting,
-    st.builds(Limits, st.integers(1, 6), st.sampled_from([1, 2, 5, 16, 100]), st.integers(1, 3)),
+    st.builds(Limits, st.integers(1, 6), st.sampled_from([1, 2, 5, 16, 100]), st.integers(1, 3), st.integers(0, 3)),
     num_blocks=st.integers(2, 40),
     block_size=st.sampled_from([1, 2, 4, 16]),
 )

@@ -14,5 +14,5 @@ if __name__ == "__main__":
     import sys
 
     if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
-        Sampler.sample = _break  # type: ignore[method-assign, assignment]
+        Sampler.start = _break  # type: ignore[method-assign, assignment]
     raise SystemExit(main(["run", *sys.argv[1:]]))

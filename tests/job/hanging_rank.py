@@ -24,7 +24,7 @@ def _hold_everything(*arguments: object, **options: object) -> None:
 EVENTS: dict[str, Callable[[], None]] = {
     "load": lambda: setattr(parallel_reads, "_read_pieces", _hang),
     "journal": lambda: setattr(PartWriter, "maybe_flush", _hang),
-    "library": lambda: setattr(Sampler, "sample", _hold_everything),
+    "library": lambda: setattr(Sampler, "start", _hold_everything),
 }
 
 if __name__ == "__main__":

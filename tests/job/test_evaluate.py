@@ -49,7 +49,7 @@ def documents() -> tuple[str, str]:
     return tuple(text.encode()[:TEXT_BYTES].decode(errors="ignore") for text in texts)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("quantize", ["none", "int4"])
+@pytest.mark.parametrize("quantize", ["none", "fp8", "int4"])
 def test_ranks_change_no_bit(tmp_path: Path, quantize: str) -> None:
     store = convert(tmp_path / "store", "--quantize", quantize)
     (tmp_path / "text").write_text(TEXT)
@@ -65,6 +65,7 @@ def test_limits_of_quantised_stores(tmp_path: Path, documents: tuple[str, str]) 
     (tmp_path / "text.txt").write_text(documents[1])
     stores = {
         "int8": convert(tmp_path / "int8", "--quantize", "int8"),
+        "fp8": convert(tmp_path / "fp8", "--quantize", "fp8"),
         "int4": convert(tmp_path / "int4", "--quantize", "int4"),
         "calibrated": convert(
             tmp_path / "calibrated", "--quantize", "int4", "--calibration", tmp_path / "calibration.txt"
@@ -75,7 +76,7 @@ def test_limits_of_quantised_stores(tmp_path: Path, documents: tuple[str, str]) 
         name: evaluate(0, "--model", plain, "--compare", store, "--text", tmp_path / "text.txt")["difference_percent"]
         for name, store in stores.items()
     }
-    assert abs(losses["int8"]) < 0.5
+    assert abs(losses["int8"]) < 0.5 and abs(losses["fp8"]) < 1.5
     assert losses["calibrated"] < losses["int4"] < 4
 
 
@@ -129,7 +130,7 @@ def test_calibration_without_a_text_is_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "fp8"])
 def test_calibration_belongs_to_int4(tmp_path: Path, quantize: str) -> None:
     (tmp_path / "text").write_text(TEXT)
     flags = ("--quantize", quantize, "--calibration", tmp_path / "text")

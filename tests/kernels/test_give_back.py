@@ -46,7 +46,7 @@ def test_units_come_back_as_they_were(dtype, units):
     for name, prepared in prepare(kernels, weights).items():
         weight, wanted = weights[name], units if name not in ("k_proj", "v_proj") else range(min(2, units.stop))
         found = kernels.give_back(prepared, name, wanted)
-        if dtype == "int4" and name == "embed_tokens":
+        if dtype == "float8_e4m3" or (dtype == "int4" and name == "embed_tokens"):
             assert found is None  # it is kept as float32
             continue
         rows = slice(wanted.start, wanted.stop)

@@ -15,7 +15,10 @@ from stages import MemoryStore, make_stage, native_was_built, run_replica
 from steps import Chunk, block_tables, packed_step
 from thread_group import run_ranks
 
+from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.comm.tree import TreeReducer
+from hpcinfer.kernels import create_kernels
+from hpcinfer.kernels.reference import ReferenceKernels
 from hpcinfer.model.decoder import CacheShape
 from hpcinfer.partition.mesh import Coord, Mesh
 
@@ -145,7 +148,49 @@ def test_no_rows_of_logits_may_be_asked_for(tmp_path):
         return stage.forward(replace(step, logit_tokens=np.empty(0, np.int64)))
 
     [logits] = run_ranks(1, forward)
-    assert logits.shape == (0, 8, 64) and logits.dtype == np.float32
+    assert logits.shape == (0, 8, 64) and np.asarray(logits).dtype == np.float32
+
+
+class Recording:
+    """Kernels that run the layers with a batch of their own, as those do that record."""
+
+    def __init__(self):
+        self._kernels, self.calls = create_kernels("reference"), []
+
+    def __getattr__(self, name):
+        return getattr(self._kernels, name)
+
+    def run_layers(self, step, hidden, work, owner, *, is_alone):
+        self.calls.append((owner, is_alone))
+        return work(replace(step), hidden) if len(self.calls) > 1 else work(step, hidden)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_layers_are_recorded_where_sums_can_be(tmp_path, monkeypatch, tp):
+    store = MemoryStore(make_tiny_model(tmp_path, "llama", num_hidden_layers=2))
+    tables, num_blocks = block_tables([3], 16)
+    step = packed_step([Chunk(0, 0, 3)], [np.arange(3)], tables, 16)
+    if tp == 2:
+        monkeypatch.setattr(TreeReducer, "is_recordable", True)
+
+    def forward(group):
+        kernels, layers = Recording(), []
+        place, shape = Coord(0, 0, group.rank), CacheShape(num_blocks, 16, "float32")
+        stage = make_stage(store, Mesh(1, 1, tp), place, group, shape, kernels=kernels)
+        logits = [np.asarray(stage.forward(step, None, lambda: layers.append(len(kernels.calls)))) for _ in range(2)]
+        assert kernels.calls == [(stage, tp == 1)] * 2
+        assert layers == [1, 1]  # not while layers may be recorded
+        return logits
+
+    for first, second in run_ranks(tp, forward):
+        assert first.tobytes() == second.tobytes()
+
+
+def test_halves_whose_sums_overlap_are_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(TreeReducer, "is_recordable", True)
+    monkeypatch.setattr(ReferenceKernels, "run_layers", None)
+    store = MemoryStore(make_tiny_model(tmp_path, "llama", num_hidden_layers=1))
+    run_replica(store, [np.arange(4), np.arange(5)], tp=2, overlap="always")
 
 
 def test_partial_sums_of_native_kernels_stand_where_other_ranks_read(tmp_path, monkeypatch):
@@ -168,3 +213,15 @@ def test_partial_sums_of_native_kernels_stand_where_other_ranks_read(tmp_path, m
     store = MemoryStore(make_tiny_model(tmp_path, "llama"))
     run_replica(store, [np.arange(7)], tp=3, kernels="native")
     assert are_there == [True] * 3 * 2 * store.config.num_layers
+
+
+def test_native_kernels_run_all_layers_at_once_where_a_rank_is_alone(tmp_path):
+    if not native_was_built():
+        pytest.skip("the native kernels were not built")
+    store, kernels = MemoryStore(make_tiny_model(tmp_path, "llama")), create_kernels("native")
+    tables, num_blocks = block_tables([5], 16)
+    step, shape = packed_step([Chunk(0, 0, 5)], [np.arange(5)], tables, 16), CacheShape(num_blocks, 16, "float32")
+    stage = make_stage(store, Mesh(1, 1, 1), Coord(0, 0, 0), SerialGroup(), shape, kernels=kernels)
+    expected = stage.forward(step)
+    kernels.attention = kernels.mlp = None  # halves are not called
+    np.testing.assert_array_equal(stage.forward(step), expected)

@@ -41,7 +41,7 @@ jobs = st.builds(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=4),
     st.lists(st.integers(0, 3), min_size=1, max_size=7),
     is_tied=st.booleans(),
-    quantization=st.sampled_from(["none", "int8", "int4"]),
+    quantization=st.sampled_from(["none", "int8", "fp8", "int4"]),
     heads=st.sampled_from([(6, 2), (8, 8), (3, 1), (16, 4)]),
 )
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcinfer.kernels.protocol import StepInput
-from hpcinfer.model.halves import halves
+from hpcinfer.model.halves import halves, pieces
 
 
 def step_of(queries, blocks):
@@ -32,3 +32,27 @@ def test_two_halves_hold_all_sequences_in_order_and_are_as_even_as_can_be(sequen
     if len(parts) == 2:
         ends = np.cumsum(queries)[:-1]
         assert abs(2 * len(parts[0].token_ids) - sum(queries)) == min(abs(2 * end - sum(queries)) for end in ends)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5)), min_size=1, max_size=3))
+def test_pieces_end_with_one_token_each(sequences):
+    step = step_of(*zip(*sequences, strict=True))
+    todo, done = [step], []
+    while todo:
+        part = todo.pop(0)
+        cut = pieces(part)
+        todo, done = (cut + todo, done) if len(cut) > 1 else (todo, [*done, part])
+    assert [part.positions.tolist() for part in done] == [[position] for position in step.positions]
+    owner = np.repeat(np.arange(len(sequences)), np.diff(step.query_starts))
+    for part, sequence in zip(done, owner, strict=True):
+        assert part.query_starts.tolist() == [0, 1] and part.table_starts.tolist() == [0, sequences[sequence][1]]
+        assert part.block_tables.tolist() == list(range(*step.table_starts[sequence : sequence + 2]))
+        assert part.token_ids + 2 == part.slots == part.positions + 1
+
+
+def test_a_chunk_sees_what_is_before_it_and_itself():
+    step = StepInput(*(np.arange(10, 15) for _ in range(3)), np.array([0, 5]), np.array([15]), np.arange(2),
+                     np.array([0, 2]), np.array([4]))  # fmt: skip
+    first, second = pieces(step)
+    assert first.context_lens.tolist() == [12] and second.context_lens.tolist() == [15]
+    assert first.positions.tolist() == [10, 11] and second.positions.tolist() == [12, 13, 14]

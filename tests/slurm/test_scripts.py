@@ -12,7 +12,7 @@ SCRIPTS = sorted((CHECKOUT / "slurm").glob("*.sbatch"))
 RUN = "python -m hpcinfer.run --model a model --input in --output completions.jsonl{} -tp 2"
 STARTED = {
     "apptainer": "bind.sh apptainer exec --bind /here --nv an.sif " + RUN.format(""),
-    "gpu": "bind.sh " + RUN.format(""),
+    "gpu": "bind.sh " + RUN.format(" --device cuda"),
     "helpers": "bind.sh " + RUN.format(""),
     "hpcinfer": "bind.sh " + RUN.format(""),
     "requeue": "bind.sh " + RUN.format(" --requeue"),

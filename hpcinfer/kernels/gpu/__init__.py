@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from hpcinfer.kernels.protocol import Kernels
 
 
-def create_gpu_kernels(device: torch.device, *, reproducible: bool = True, dtype: str = "auto") -> Kernels:
+def create_gpu_kernels(
+    device: torch.device, *, reproducible: bool = True, dtype: str = "auto", graphs: bool = True,
+    num_sharers: int = 1,
+) -> Kernels:  # fmt: skip
     """Build the kernels of one GPU; only then is Triton imported.
 
     Args:
         device: of all arrays.
         reproducible: whether bits depend on neither batch, chunk, block size nor mesh; else products are the library's.
         dtype: of products: float32, bfloat16, float16; "auto" is that of the weights, bfloat16 for quantised ones.
+        graphs: whether decode steps are recorded and repeated.
+        num_sharers: ranks that share the device.
 
     Raises:
         ConfigError: Triton is missing, or cannot use this device.
@@ -35,4 +40,4 @@ def create_gpu_kernels(device: torch.device, *, reproducible: bool = True, dtype
         raise ConfigError("Triton's kernels on a CPU", expected="a GPU", hint="TRITON_INTERPRET=1 is for tests")
     from hpcinfer.kernels.gpu.gpu import GpuKernels
 
-    return GpuKernels(device, reproducible=reproducible, dtype=dtype)
+    return GpuKernels(device, reproducible=reproducible, dtype=dtype, graphs=graphs, num_sharers=num_sharers)

@@ -2,7 +2,7 @@
 
 A row is one token with one query head; rows of a program are some tokens of a sequence with the query heads of one KV
 head, so that K and V are loaded once for all of them. A row meets its keys in ascending order, tile by tile with an
-online softmax (Source: Milakov, Gimelshein, arXiv:1805.02867) in splits of 16 tiles at fixed absolute positions; what a
+online softmax (Source: Milakov, Gimelshein, arXiv:1805.02867) in splits of 4 tiles at fixed absolute positions; what a
 split has is then merged into what those before it have. Whether one program walks through the splits or each has a
 program of its own changes no bit: a tile or split without a key of the row leaves it as it was, exactly.
 
@@ -15,26 +15,29 @@ import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr, tensor
 
+from hpcinfer.kernels.gpu.codes import KINDS, from_e4m3, loadable
 from hpcinfer.kernels.gpu.plan import PLAIN_ROWS, ROWS, SPLIT, TILE, HeadGroups, Plan
 from hpcinfer.kernels.gpu.rows import EXACT, KvCache
+from hpcinfer.kernels.gpu.step import Places
 
 
 def attend(
-    q: Tensor, tables: Tensor, cache: KvCache, groups: HeadGroups, plan: Plan, window: int, dtype: torch.dtype
+    q: Tensor, places: Places, cache: KvCache, groups: HeadGroups, plan: Plan, window: int, dtype: torch.dtype
 ) -> Tensor:
     """Causal attention of q [T, columns] over the cache: [T, columns] in `dtype`, zeros where there is no head."""
     out = (torch.zeros if groups.is_padded else torch.empty)(q.shape, dtype=dtype, device=q.device)
-    num_groups, size, is_int8 = len(groups.kv_heads), cache.keys.shape[2], cache.key_scales is not None
+    num_groups, size, has_scales = len(groups.kv_heads), cache.keys.shape[2], cache.key_scales is not None
     if not len(plan.items) or not num_groups:
         return out
     partial = torch.empty(plan.num_partial, num_groups, size + 4, device=q.device)
     shape = {"GROUP": groups.size, "COLUMNS": groups.num_columns, "H": size, "ROWS": plan.rows,
              "BLOCK": max(16, triton.next_power_of_2(size)), "NUM_GROUPS": num_groups}  # fmt: skip
     _attention_kernel[len(plan.items), num_groups](
-        q, cache.keys, cache.values, cache.key_scales, cache.value_scales, plan.items, tables, groups.columns,
-        groups.kv_heads, out, partial, size**-0.5 * 1.44269504088896341, window, **shape, K=cache.keys.shape[1],
-        BLOCK_SIZE=cache.block_size, HAS_WINDOW=window > 0, IS_INT8=is_int8,
-        IS_WIDE=_is_wide(q.dtype, cache), TILE=TILE, SPLIT=SPLIT, num_warps=8 if size > 128 or is_int8 else 4,
+        q, loadable(cache.keys), loadable(cache.values), cache.key_scales, cache.value_scales, plan.items,
+        places.positions, places.block_tables, groups.columns, groups.kv_heads, out, partial,
+        size**-0.5 * 1.44269504088896341, window, **shape, K=cache.keys.shape[1],
+        BLOCK_SIZE=cache.block_size, HAS_WINDOW=window > 0, HAS_SCALES=has_scales,
+        IS_WIDE=_is_wide(q.dtype, cache), TILE=TILE, SPLIT=SPLIT, num_warps=8 if size > 128 or has_scales else 4,
         num_stages=2,
         **EXACT,
     )  # fmt: skip
@@ -52,7 +55,7 @@ def rows_of_program(dtype: torch.dtype, cache: KvCache) -> int:
 
 def _operands(dtype: torch.dtype, cache: KvCache) -> torch.dtype:
     """What is multiplied: float32, if q and the cache are not of one type; codes take any."""
-    return dtype if cache.keys.dtype in (dtype, torch.int8) else torch.float32
+    return dtype if cache.keys.dtype in (dtype, *KINDS) else torch.float32
 
 
 def _is_wide(dtype: torch.dtype, cache: KvCache) -> bool:
@@ -87,6 +90,8 @@ def _finish(total: tensor, acc: tensor) -> tensor:
 
 @triton.jit
 def _as_operand(values: tensor, q: tensor, IS_WIDE: constexpr) -> tensor:
+    if values.dtype == tl.uint8:
+        values = from_e4m3(values)
     return values.to(tl.float32 if IS_WIDE else q.dtype.element_ty)
 
 
@@ -94,7 +99,7 @@ def _as_operand(values: tensor, q: tensor, IS_WIDE: constexpr) -> tensor:
 def _walk_split(
     queries: tensor, q: tensor, keys: tensor, values: tensor, key_scales: tensor, value_scales: tensor, table: tensor,
     kv_head: tensor, positions: tensor, context_len: tensor, first: tensor, stop: tensor, scale: tensor, window: tensor,
-    K: constexpr, H: constexpr, BLOCK: constexpr, BLOCK_SIZE: constexpr, HAS_WINDOW: constexpr, IS_INT8: constexpr,
+    K: constexpr, H: constexpr, BLOCK: constexpr, BLOCK_SIZE: constexpr, HAS_WINDOW: constexpr, HAS_SCALES: constexpr,
     IS_WIDE: constexpr, ROWS: constexpr, TILE: constexpr,
 ) -> tensor:  # fmt: skip
     """Tiles [first, stop) of one split: maximum and denominator [ROWS], weighted values [ROWS, BLOCK]."""
@@ -108,10 +113,10 @@ def _walk_split(
         block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
         place = (block * BLOCK_SIZE + key % BLOCK_SIZE) * K + kv_head
         k = tl.load(
-            keys + place[None, :] * H + columns[:, None], mask=is_key[None, :] & (columns < H)[:, None], other=0
+            keys + place[None, :] * H + columns[:, None], mask=is_key[None, :] & (columns < H)[:, None], other=0.0
         )
         scores = tl.dot(queries, _as_operand(k, q, IS_WIDE), input_precision="ieee") * scale
-        if IS_INT8:
+        if HAS_SCALES:
             scores = scores * tl.load(key_scales + place, mask=is_key, other=0.0)[None, :]
         age = positions[:, None] - key[None, :]
         is_hidden = age < 0
@@ -122,10 +127,10 @@ def _walk_split(
         weights = tl.exp2(scores - tl.where(new == float("-inf"), 0.0, new)[:, None])
         decay = _decay(maximum, new)
         total = tl.fma(total, decay, tl.sum(weights, 1))
-        if IS_INT8:
+        if HAS_SCALES:
             weights = weights * tl.load(value_scales + place, mask=is_key, other=0.0)[None, :]
         v = tl.load(
-            values + place[:, None] * H + columns[None, :], mask=is_key[:, None] & (columns < H)[None, :], other=0
+            values + place[:, None] * H + columns[None, :], mask=is_key[:, None] & (columns < H)[None, :], other=0.0
         )
         acc = tl.dot(
             _as_operand(weights, q, IS_WIDE), _as_operand(v, q, IS_WIDE), acc * decay[:, None], input_precision="ieee"
@@ -136,22 +141,23 @@ def _walk_split(
 
 @triton.jit(do_not_specialize=["window"])
 def _attention_kernel(
-    q: tensor, keys: tensor, values: tensor, key_scales: tensor, value_scales: tensor, items: tensor, tables: tensor,
-    head_columns: tensor, kv_heads: tensor, out: tensor, partial: tensor, scale: tensor, window: tensor,
+    q: tensor, keys: tensor, values: tensor, key_scales: tensor, value_scales: tensor, items: tensor,
+    token_positions: tensor, tables: tensor, head_columns: tensor, kv_heads: tensor, out: tensor, partial: tensor,
+    scale: tensor, window: tensor,
     GROUP: constexpr, COLUMNS: constexpr, H: constexpr, ROWS: constexpr, BLOCK: constexpr, NUM_GROUPS: constexpr,
-    K: constexpr, BLOCK_SIZE: constexpr, HAS_WINDOW: constexpr, IS_INT8: constexpr, IS_WIDE: constexpr,
+    K: constexpr, BLOCK_SIZE: constexpr, HAS_WINDOW: constexpr, HAS_SCALES: constexpr, IS_WIDE: constexpr,
     TILE: constexpr, SPLIT: constexpr,
 ) -> None:  # fmt: skip
     """q [T, COLUMNS], keys and values [slots, K, H] → out [T, COLUMNS], or one part of it.
 
-    items [I, 8]: first token and number of tokens, position of the first, start of the sequence's blocks in `tables`,
-    its keys, tiles [first, stop), and the row of `partial` [*, groups, H + 4] from which on the part is written, or -1.
-    A program has an item and a group; its row r is token r // GROUP with head r % GROUP.
+    items [I, 7]: first token and number of tokens, start of the sequence's blocks in `tables`, its keys, tiles
+    [first, stop), and the row of `partial` [*, groups, H + 4] from which on the part is written, or -1.
+    A program has an item and a group; its row r is token r // GROUP with head r % GROUP. An item may have no tokens.
     """
-    item, group = items + tl.program_id(0) * 8, tl.program_id(1)
+    item, group = items + tl.program_id(0) * 7, tl.program_id(1)
     first_token, num_tokens = tl.load(item), tl.load(item + 1)
-    table, context_len = tables + tl.load(item + 3), tl.load(item + 4)
-    first, stop, part = tl.load(item + 5), tl.load(item + 6), tl.load(item + 7)
+    table, context_len = tables + tl.load(item + 2), tl.load(item + 3)
+    first, stop, part = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     token, kv_head = rows // GROUP, tl.load(kv_heads + group).to(tl.int64)
     column = tl.load(head_columns + group * GROUP + rows % GROUP)
@@ -159,7 +165,7 @@ def _attention_kernel(
     places = ((first_token + token).to(tl.int64) * COLUMNS + column)[:, None] + columns[None, :]
     inside = is_row[:, None] & (columns < H)[None, :]
     queries = _as_operand(tl.load(q + places, mask=inside, other=0.0), q, IS_WIDE)
-    positions = tl.load(item + 2) + token
+    positions = tl.load(token_positions + first_token + token, mask=token < num_tokens, other=0)
     maximum = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
     acc = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
@@ -167,7 +173,7 @@ def _attention_kernel(
         more_maximum, more_total, more_acc = _walk_split(
             queries, q, keys, values, key_scales, value_scales, table, kv_head, positions, context_len,
             tl.maximum(first, split * SPLIT), tl.minimum(stop, (split + 1) * SPLIT), scale, window, K, H, BLOCK,
-            BLOCK_SIZE, HAS_WINDOW, IS_INT8, IS_WIDE, ROWS, TILE,
+            BLOCK_SIZE, HAS_WINDOW, HAS_SCALES, IS_WIDE, ROWS, TILE,
         )  # fmt: skip
         maximum, total, acc = _merge(maximum, total, acc, more_maximum, more_total, more_acc)
     if part < 0:

@@ -1,5 +1,6 @@
 """The kernels of one GPU: torch tensors, Triton kernels, and torch's library where the contract is not asked for."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,27 +10,36 @@ from torch import Tensor
 from hpcinfer.config import RopeScaling
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.gpu import rows as row_kernels
+from hpcinfer.kernels.gpu.arrays import GpuArrays
 from hpcinfer.kernels.gpu.attention import attend, rows_of_program
-from hpcinfer.kernels.gpu.plan import HeadGroups, group_heads
+from hpcinfer.kernels.gpu.codes import KINDS
+from hpcinfer.kernels.gpu.graphs import Recorders, Work, graphs_of
+from hpcinfer.kernels.gpu.memory import answers_memory
+from hpcinfer.kernels.gpu.plan import HeadGroups, PlanKey, group_heads
 from hpcinfer.kernels.gpu.probe import gpu_profile
 from hpcinfer.kernels.gpu.products import Products
-from hpcinfer.kernels.gpu.step import DeviceStep, to_device
+from hpcinfer.kernels.gpu.residual import Residuals
+from hpcinfer.kernels.gpu.sampling import GpuFetch, GpuSampling
+from hpcinfer.kernels.gpu.step import DeviceStep, Steps, rows_of_ids, to_device
 from hpcinfer.kernels.gpu.weights import DTYPES, GpuWeight, Preparer, give_back
 from hpcinfer.kernels.parts import Part, side_by_side
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
+    Changes,
+    Draw,
     GrainBest,
     GrainStats,
     HeadLayout,
+    LayerWeights,
     MlpWeights,
+    Scores,
     StepInput,
     Weight,
 )
-from hpcinfer.kernels.reference import ReferenceKernels
 from hpcinfer.kernels.rope import rope_table
 
-_CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
+_CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class _Attention(NamedTuple):
@@ -80,23 +90,32 @@ class GpuKernels:
         device: of all arrays.
         reproducible: whether the contract is kept; else products are the library's, and depend on the batch.
         dtype: of products; "auto" is that of the weights, and bfloat16 for quantised ones.
+        graphs: whether decode steps are recorded and repeated.
+        num_sharers: ranks that share the device.
     """
 
     name = "triton"
+    while_waiting: Callable[[], None] | None = None
 
-    def __init__(self, device: torch.device, *, reproducible: bool = True, dtype: str = "auto") -> None:
+    def __init__(
+        self, device: torch.device, *, reproducible: bool = True, dtype: str = "auto", graphs: bool = True,
+        num_sharers: int = 1,
+    ) -> None:  # fmt: skip
         if dtype not in ("auto", *DTYPES):
             raise ConfigError(f"products in {dtype!r}", expected=f"auto, {', '.join(DTYPES)}")
-        self._device, self._reproducible = device, reproducible
+        self._device, self.is_reproducible, self._num_sharers = device, reproducible, num_sharers
         _sum_in_float32()
         self._preparer, self._products = Preparer(device, dtype), Products(device, reproducible)
-        self._host = ReferenceKernels()  # for what is done with logits, which are on the host
-        self._steps: tuple[DeviceStep, ...] = ()  # the last ones: halves of a batch take turns
+        self._sampling = GpuSampling(device)
+        self._residuals = Residuals()
+        self._steps = Steps(lambda step: DeviceStep(step, device))
+        self._recorders = Recorders(graphs_of(device) if graphs else None, self._steps, device)
+        self._table_rows: dict[tuple[tuple[int, ...], tuple[int, ...], int], Tensor] = {}
         self._groups: dict[HeadLayout, HeadGroups] = {}
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: type of GPU, versions of compilers and libraries, and the digest of a probe."""
-        return gpu_profile(self, self._device, reproducible=self._reproducible)
+        return gpu_profile(self, self._device, reproducible=self.is_reproducible)
 
     def phase_seconds(self) -> dict[str, float]:
         """Not measured: the device is not waited for."""
@@ -109,15 +128,33 @@ class GpuKernels:
 
     def free_bytes(self) -> int | None:
         """Free memory of the GPU; None in the interpreter."""
-        return None if self._device.type == "cpu" else torch.cuda.mem_get_info(self._device)[0]
+        return None if self._device.type == "cpu" else torch.cuda.mem_get_info(self._device)[0] // self._num_sharers
+
+    def total_bytes(self) -> int | None:
+        """Memory of the GPU; None in the interpreter."""
+        return None if self._device.type == "cpu" else torch.cuda.mem_get_info(self._device)[1] // self._num_sharers
+
+    def trim(self) -> None:
+        """Give what torch keeps for coming tensors back."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def device_arrays(self) -> GpuArrays:
+        """What moves these arrays between ranks."""
+        return GpuArrays(self._device)
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
         return torch.empty(shape, device=self._device)
 
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Allocate float32 zeros, contiguous."""
+        return torch.zeros(shape, device=self._device)
+
     def host(self, array: Tensor) -> np.ndarray:
-        """Copy an array to the host; it waits for the device."""
-        return array.cpu().numpy()
+        """Copy an array to the host; it waits for the device, with `while_waiting` meanwhile."""
+        [there] = self.fetch([array]).wait()
+        return there
 
     def device(self, array: np.ndarray) -> Tensor:
         """Copy a numpy array to the device."""
@@ -133,13 +170,18 @@ class GpuKernels:
         """Allocate K and V of one layer."""
         shape, kind = (num_blocks * block_size, num_kv_heads), _CACHE_DTYPES[dtype]
         keys, values = (torch.empty(*shape, head_size, dtype=kind, device=self._device) for _ in range(2))
-        if dtype != "int8":
+        if kind not in KINDS:
             return row_kernels.KvCache(keys, values, None, None, block_size)
         return row_kernels.KvCache(keys, values, self.empty(shape), self.empty(shape), block_size)
 
     def kv_bytes(self, head_size: int, dtype: str) -> int:
-        """Bytes of K and V of one token and KV head; int8 has two scales."""
-        return 2 * head_size * _CACHE_DTYPES[dtype].itemsize + (8 if dtype == "int8" else 0)
+        """Bytes of K and V of one token and KV head; int8 and fp8 have two scales."""
+        kind = _CACHE_DTYPES[dtype]
+        return 2 * head_size * kind.itemsize + (8 if kind in KINDS else 0)
+
+    def staging(self, num_bytes: int) -> np.ndarray:
+        """Pinned memory, unless it is held by what was read before."""
+        return self._preparer.loader.staging(num_bytes)
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Tensor:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
@@ -188,71 +230,101 @@ class GpuKernels:
         part = prepared.parts.get(name)
         return None if part is None else give_back(part, units, outs)
 
+    @answers_memory
     def embed(
         self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
     ) -> Tensor:
         """Rows of a vocabulary table; zeros for foreign ids."""
-        places = np.full(len(token_ids), -1, np.int32)
-        for grain, (start, size) in enumerate(zip(grain_starts, grain_sizes, strict=True)):
-            is_mine = (start <= token_ids) & (token_ids < start + size)
-            places[is_mine] = token_ids[is_mine] - start + grain * table.units
-        [indices] = to_device([places], self._device)
+        key = (grain_starts, grain_sizes, table.units)
+        if key not in self._table_rows:
+            self._table_rows[key] = self.device(rows_of_ids(*key))
+        rows, ids = self._table_rows[key], self._steps.token_ids(token_ids, self._device)
+        indices = rows.index_select(0, ids.clamp(max=len(rows) - 1))
         return row_kernels.embed(table.weight.values, table.weight.scales, indices)
 
+    def run_layers(
+        self, step: StepInput, hidden: Tensor | None, work: Work, owner: object, *, is_alone: bool
+    ) -> Tensor:
+        """The layers of a stage; those of decode batches are recorded (hpcinfer.kernels.gpu.graphs)."""
+        return self._recorders.run(step, hidden, self._residuals.around(work), owner, is_alone=is_alone)
+
+    @answers_memory
     def attention(
         self, x: Tensor, layer: _Attention, step: StepInput, cache: row_kernels.KvCache, spans: list[tuple[int, int]],
         out: Tensor | np.ndarray | None = None,
     ) -> list[Tensor]:  # fmt: skip
         """The attention half of a layer: one partial sum [T, D] per tree node of this rank."""
-        there, num_rows = self._step(step), rows_of_program(layer.qkv.dtype, cache)
-        places, plan = there.places, there.plan(layer.groups.size, layer.window, num_rows)
-        normed = row_kernels.rms_norm(x, layer.norm, layer.eps, layer.qkv.input_dtype)
+        key = PlanKey(layer.groups.size, layer.window, rows_of_program(layer.qkv.dtype, cache))
+        places, plan = self._steps.find(step).places, self._steps.plan(step, key)
+        normed = self._residuals.norm(x, layer.norm, layer.eps, layer.qkv.normed_dtype)
         qkv = self._products.linear(normed, layer.qkv)
         q = row_kernels.rotate_and_store(qkv, places.positions, places.slots, layer.rotation, cache, layer.qkv.dtype)
-        heads = attend(q, places.block_tables, cache, layer.groups, plan, layer.window, layer.o.input_dtype)
+        heads = attend(q, places, cache, layer.groups, plan, layer.window, layer.o.input_dtype)
         return self._sums(heads, layer.o, spans, out)
 
+    @answers_memory
     def mlp(
         self, x: Tensor, layer: _Mlp, spans: list[tuple[int, int]], out: Tensor | np.ndarray | None = None
     ) -> list[Tensor]:
         """The MLP half of a layer: one partial sum [T, D] per tree node of this rank."""
-        normed = row_kernels.rms_norm(x, layer.norm, layer.eps, layer.gate_up.input_dtype)
+        normed = self._residuals.norm(x, layer.norm, layer.eps, layer.gate_up.normed_dtype)
         return self._sums(self._products.gated(normed, layer.gate_up, layer.down.input_dtype), layer.down, spans, out)
+
+    @answers_memory
+    def whole_layers(self, layers: Sequence[LayerWeights], caches: Sequence[object]) -> None:
+        """None: layers are run half by half."""
 
     def add_residual(self, x: Tensor, total: Tensor, bias: Tensor | None = None) -> Tensor:
         """x + (total + bias), in place."""
-        return x.add_(total if bias is None else total + bias)
+        return self._residuals.add(x, total, bias)
 
+    @answers_memory
     def join(self, parts: list[Tensor]) -> Tensor:
         """Concatenate along the tokens."""
+        self._residuals.finish()
         return torch.cat(parts)
 
-    def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> np.ndarray:
-        """Norm and output head of some rows: [R, G, U]. It waits for the device."""
+    @answers_memory
+    def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> Tensor:
+        """Norm and output head of some rows: [R, G, U]."""
         [indices] = to_device([rows.astype(np.int32)], self._device)
-        normed = row_kernels.rms_norm(x, head.norm, head.eps, head.weight.input_dtype, indices)
+        normed = row_kernels.rms_norm(x, head.norm, head.eps, head.weight.normed_dtype, indices)
         logits = self._products.linear(normed, head.weight)
-        return logits.float().cpu().numpy().reshape(len(rows), head.num_grains, -1)
+        return logits.float().view(len(rows), head.num_grains, -1)
 
-    def argmax(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainBest:
+    def take(self, array: Tensor, rows: list[int]) -> Tensor:
+        """Some rows of an array."""
+        return self._sampling.take(array, rows)
+
+    def join_grains(self, parts: list[Tensor]) -> Tensor:
+        """Concatenate logits along their grains."""
+        return torch.cat(parts, 1)
+
+    def argmax(
+        self, logits: Tensor, grain_sizes: tuple[int, ...], changes: Mapping[int, Changes] | None = None
+    ) -> GrainBest:
         """The largest true logit of each row."""
-        return self._host.argmax(logits, grain_sizes)
+        return self._sampling.best(logits, grain_sizes, changes)
 
-    def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
+    def grain_stats(self, logits: Tensor, grain_sizes: tuple[int, ...]) -> GrainStats:
         """Maximum and exp-sum of logits [R, G, U] per grain."""
-        return self._host.grain_stats(logits, grain_sizes)
+        return self._sampling.stats(logits, grain_sizes)
 
-    def largest(self, row: np.ndarray, count: int) -> np.ndarray:
-        """Places of the largest values: value descending, place ascending."""
-        return self._host.largest(row, count)
+    def draw(self, logits: Tensor, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> Tensor:
+        """Choose an id of each row of [R, G, U]."""
+        return self._sampling.draw(logits, grain_sizes, draws)
 
-    def log(self, x: np.ndarray) -> np.ndarray:
-        """Natural logarithm, computed in float64, in the precision of x."""
-        return self._host.log(x)
+    def score(self, logits: Tensor, grain_sizes: tuple[int, ...], ids: Tensor, num_top: int) -> Scores:
+        """What log-probabilities of an id of each row are made of."""
+        return self._sampling.score(logits, grain_sizes, ids, num_top)
 
-    def exp(self, x: np.ndarray) -> np.ndarray:
-        """Exponential in float32."""
-        return self._host.exp(x)
+    def fetch(self, arrays: list[Tensor]) -> GpuFetch:
+        """Start bringing small arrays to the host."""
+        return self._sampling.fetch(arrays, self._turn)
+
+    def _turn(self) -> None:
+        if self.while_waiting is not None:
+            self.while_waiting()
 
     def _sums(
         self, x: Tensor, weight: GpuWeight, spans: list[tuple[int, int]], out: Tensor | np.ndarray | None
@@ -262,14 +334,6 @@ class GpuKernels:
         assert nodes.shape == shape and nodes.is_contiguous(), f"{nodes.shape = } {shape = }"
         self._products.sums(x, weight, spans, nodes)
         return list(nodes)
-
-    def _step(self, step: StepInput) -> DeviceStep:
-        for each in self._steps:
-            if each.step is step:
-                return each
-        there = DeviceStep(step, self._device)
-        self._steps = (there, *self._steps[:1])
-        return there
 
     def _group_heads(self, layout: HeadLayout) -> HeadGroups:
         if layout not in self._groups:

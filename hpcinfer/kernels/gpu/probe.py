@@ -3,10 +3,11 @@
 import torch
 import triton
 
+from hpcinfer.kernels.gpu.codes import has_fp8
 from hpcinfer.kernels.probe import probe_digest
 from hpcinfer.kernels.protocol import Kernels
 
-_VERSION = "triton-1"  # changes whenever a bit of a result may
+_VERSION = "triton-2"  # changes whenever a bit of a result may
 _PRECISIONS = (("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16"))
 
 
@@ -20,5 +21,6 @@ def gpu_profile(kernels: Kernels, device: torch.device, *, reproducible: bool) -
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda or torch.version.hip or "none",
+        "fp8_weights": f"{'fp8' if has_fp8(device) else 'float16'} products",
         "probe": probe_digest(kernels, _PRECISIONS),
     }

@@ -7,12 +7,16 @@ import triton
 import triton.language as tl
 from triton.language import constexpr, tensor
 
+from hpcinfer.kernels.gpu.codes import E4M3, INT8, from_e4m3
 from hpcinfer.kernels.gpu.rows import silu_times
 
 
 @triton.jit
-def _widened(values: tensor, IS_WIDE: constexpr) -> tensor:
-    if IS_WIDE:
+def _operand(values: tensor, IS_WIDE: constexpr) -> tensor:
+    """What is multiplied; bytes are e4m3 on a device that lacks the type."""
+    if values.dtype == tl.uint8:
+        values = from_e4m3(values)
+    elif IS_WIDE:
         values = values.to(tl.float32)
     return values
 
@@ -25,13 +29,14 @@ def _grain(
 ) -> tensor:  # fmt: skip
     """Rows [ROWS, INS] times one grain of a weight [COLUMNS, INS]: one chain over the inputs in ascending order.
 
-    int4 multiplies codes, GROUP inputs at a time, and adds each such sum times the scales of its group.
+    int4 multiplies codes, GROUP inputs at a time, and adds each such sum times the scales of its group. Hopper's tensor
+    cores keep fewer bits than float32 of a sum of e4m3 products: those of DEPTH inputs are added outside of them.
     """
-    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if KIND == 8 else tl.float32)
+    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if KIND == INT8 else tl.float32)
     for start in range(0, W_INS, DEPTH):
         depth = start + tl.arange(0, DEPTH)
         inputs = x + x_row[:, None] + grain * INS + depth[None, :]
-        a = _widened(tl.load(inputs, mask=is_row[:, None] & (depth < INS)[None, :], other=0), IS_WIDE)
+        a = _operand(tl.load(inputs, mask=is_row[:, None] & (depth < INS)[None, :], other=0.0), IS_WIDE)
         inside = (depth < W_INS)[:, None] & is_column[None, :]
         if KIND == 4:
             place = grain * W_INS + depth
@@ -41,11 +46,13 @@ def _grain(
             groups = w_scales + w_row * (G * W_INS // GROUP) + (grain * W_INS + start) // GROUP
             acc += part * tl.load(groups, mask=is_column, other=0.0)[None, :]
         else:
-            b = tl.load(w + w_row[None, :] * (G * W_INS) + (grain * W_INS + depth)[:, None], mask=inside, other=0)
-            if KIND == 8:
+            b = tl.load(w + w_row[None, :] * (G * W_INS) + (grain * W_INS + depth)[:, None], mask=inside, other=0.0)
+            if KIND == INT8:
                 acc = tl.dot(a, b, acc, out_dtype=tl.int32)
+            elif KIND == E4M3:
+                acc = tl.dot(a, _operand(b, IS_WIDE), acc, input_precision="ieee", max_num_imprecise_acc=DEPTH)
             else:
-                acc = tl.dot(a, _widened(b, IS_WIDE), acc, input_precision="ieee")
+                acc = tl.dot(a, _operand(b, IS_WIDE), acc, input_precision="ieee")
     return acc
 
 
@@ -107,7 +114,7 @@ def product_kernel(
             DEPTH,
         )  # fmt: skip
         total = acc.to(tl.float32)
-        if KIND == 8:
+        if KIND >= INT8:
             total = total * tl.load(w_scales + w_row * G + grain, mask=is_column, other=0.0)[None, :]
             total = total * tl.load(x_scales + rows.to(tl.int64) * G + grain, mask=is_row, other=0.0)[:, None]
         total, level0, level1, level2, level3 = _count(step, total, level0, level1, level2, level3, WALK)

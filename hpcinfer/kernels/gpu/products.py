@@ -1,10 +1,13 @@
-"""Products with weights: a Triton kernel that keeps the kernel contract, and torch.matmul where it need not be kept.
+"""Products with weights: a Triton kernel that keeps the kernel contract, and torch's library where it need not be kept.
 
 **One order.** An element is a chain over the inputs of a grain (of all inputs, where a weight is column-parallel) in
 ascending order, from zero, in one float32 accumulator; then grains are added in the tree. A tile says which elements a
-program has, not how one is summed: on tensor cores every element of an instruction goes through the same sixteen (int8:
-32) inputs, whatever its place, and the instructions of all tiles here are of one kind. That is probed all the same:
-where the tiles differ in a bit, only the narrow one is used. Nothing is split by the number of rows.
+program has, not how one is summed: on tensor cores every element of an instruction goes through the same sixteen (int8
+and fp8: 32) inputs, whatever its place, and the instructions of all tiles here are of one kind. That is probed all the
+same: where the tiles differ in a bit, only the narrow one is used. Nothing is split by the number of rows.
+
+Sums of fp8 products are exact to some 14 bits inside Hopper's tensor cores; those of each 128 inputs are added in
+float32. Devices without fp8 multiply the same codes as float16.
 
 Shape letters: T rows, I inputs of a grain, O outputs, G grains.
 """
@@ -20,8 +23,9 @@ import triton
 from torch import Tensor
 
 from hpcinfer.dtypes import GROUP
+from hpcinfer.kernels.gpu.codes import KINDS, has_fp8, loadable
 from hpcinfer.kernels.gpu.product_kernels import product_kernel, tree_kernel
-from hpcinfer.kernels.gpu.rows import EXACT, aligned, quantise, silu_mul
+from hpcinfer.kernels.gpu.rows import EXACT, Operand, aligned, quantise, silu_mul
 from hpcinfer.kernels.gpu.weights import GpuWeight
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,7 @@ class Tile(NamedTuple):
 
     rows: int
     columns: int
-    depth: int  # inputs at a time; a multiple of what an instruction takes
+    depth: int  # inputs of two bytes at a time, or twice as many of e4m3; a multiple of what an instruction takes
     num_warps: int
     num_stages: int
 
@@ -54,21 +58,23 @@ class Products:
     device: torch.device
     reproducible: bool
 
-    def linear(self, x: Tensor, weight: GpuWeight) -> Tensor:
+    def linear(self, x: Operand, weight: GpuWeight) -> Tensor:
         """x [T, I] times the weight, plus its bias: [T, O], in float32 or, if the library makes it, rounded."""
         if self._is_library(weight):
-            bias = None if weight.bias is None else weight.bias.to(x.dtype)
-            return torch.nn.functional.linear(x, weight.values, bias)
-        out = torch.empty(len(x), weight.num_out, device=x.device)
-        self._launch(_Call(_operand(x, weight), weight, out))
+            bias = None if weight.bias is None else weight.bias.to(x.values.dtype)
+            return torch.nn.functional.linear(x.values, weight.values, bias)
+        if len(x.values) and self._is_library_fp8(weight):
+            return _scaled_linear(x, weight)
+        out = torch.empty(len(x.values), weight.num_out, device=x.values.device)
+        self._launch(_Call(_prepared(x, weight), weight, out))
         return out
 
-    def gated(self, x: Tensor, weight: GpuWeight, dtype: torch.dtype) -> Tensor:
+    def gated(self, x: Operand, weight: GpuWeight, dtype: torch.dtype) -> Tensor:
         """silu(gate) * up, which stand side by side in the weight: [T, O / 2] in `dtype`."""
-        if self._is_library(weight):
+        if self._is_library(weight) or self._is_library_fp8(weight):
             return silu_mul(self.linear(x, weight), dtype)
-        out = torch.empty(len(x), weight.num_out // 2, dtype=dtype, device=x.device)
-        self._launch(_Call(_operand(x, weight), weight, out, is_gated=True))
+        out = torch.empty(len(x.values), weight.num_out // 2, dtype=dtype, device=x.values.device)
+        self._launch(_Call(_prepared(x, weight), weight, out, is_gated=True))
         return out
 
     def sums(self, x: Tensor, weight: GpuWeight, spans: Sequence[tuple[int, int]], out: Tensor) -> None:
@@ -78,11 +84,11 @@ class Products:
                 inputs = slice(start * weight.num_in, stop * weight.num_in)
                 target.copy_(_matmul(x[:, inputs], weight.values[:, inputs]))
             return
-        operand = _operand(x, weight)
+        operand = operand_of(x, weight)
         for span, target in zip(spans, out, strict=True):
             self._tree_sum(operand, weight, span, target)
 
-    def _tree_sum(self, operand: "_Operand", weight: GpuWeight, span: tuple[int, int], out: Tensor) -> None:
+    def _tree_sum(self, operand: Operand, weight: GpuWeight, span: tuple[int, int], out: Tensor) -> None:
         num_grains = span[1] - span[0]
         walk = 1 if len(out) <= _FEW_ROWS else min(num_grains, _MOST_GRAINS)
         nodes = out.unsqueeze(0)
@@ -107,18 +113,16 @@ class Products:
     def _is_library(self, weight: GpuWeight) -> bool:
         return not self.reproducible and weight.scales is None
 
-
-class _Operand(NamedTuple):
-    """Rows that are multiplied."""
-
-    values: Tensor  # [T, G * I] in the type of the product, or codes
-    scales: Tensor | None  # of codes: float32 [T, G]
+    def _is_library_fp8(self, weight: GpuWeight) -> bool:
+        """Whether the library multiplies codes with a scale for each row and output; it wants sizes in sixteens."""
+        is_possible = weight.is_fp8 and weight.num_grains == 1 and not (weight.num_in % 16 or weight.num_out % 16)
+        return not self.reproducible and is_possible and has_scaled_products(self.device)
 
 
 class _Call(NamedTuple):
     """One launch of the product kernel."""
 
-    operand: _Operand
+    operand: Operand
     weight: GpuWeight
     out: Tensor  # [nodes, T, O], or [T, O] of one
     first_grain: int = 0
@@ -132,11 +136,11 @@ def launch(call: _Call, tile: Tile) -> None:
     columns = tile.columns // 2 if call.is_gated else tile.columns
     tiles = triton.cdiv(num_columns, columns) * triton.cdiv(num_rows, tile.rows)
     product_kernel[tiles, call.out.numel() // (num_rows * num_columns)](
-        x, weight.values, weight.bias, x_scales, weight.scales, call.out, num_rows, call.first_grain, OUTS=num_columns,
-        INS=x.shape[1] // weight.num_grains, W_INS=weight.num_in, G=weight.num_grains, WALK=call.walk,
-        GATED=call.is_gated, HAS_BIAS=weight.bias is not None, KIND=_kind(weight), GROUP=GROUP,
-        IS_WIDE=_is_wide(x.dtype), ROWS=tile.rows, COLUMNS=tile.columns, BAND=_BAND,
-        DEPTH=GROUP if weight.is_int4 else tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages, **EXACT,
+        loadable(x), loadable(weight.values), weight.bias, x_scales, weight.scales, call.out, num_rows,
+        call.first_grain, OUTS=num_columns, INS=x.shape[1] // weight.num_grains, W_INS=weight.num_in,
+        G=weight.num_grains, WALK=call.walk, GATED=call.is_gated, HAS_BIAS=weight.bias is not None, KIND=_kind(weight),
+        GROUP=GROUP, IS_WIDE=_is_wide(x.dtype), ROWS=tile.rows, COLUMNS=tile.columns, BAND=_BAND,
+        DEPTH=_depth(weight, tile), num_warps=tile.num_warps, num_stages=tile.num_stages, **EXACT,
     )  # fmt: skip
 
 
@@ -156,11 +160,11 @@ def tiles_are_alike(dtype: torch.dtype, device: torch.device) -> bool:
     """Probe whether all tiles give the same bits, at every place of a tile."""
     random = torch.Generator().manual_seed(7)
     x, values = torch.randn(150, 264, generator=random), torch.randn(150, 264, generator=random)
-    if dtype == torch.int8:
-        weight = GpuWeight((values * 40).to(device, torch.int8), torch.ones(150, 1, device=device), torch.float32)
+    if dtype in KINDS:
+        weight = GpuWeight((values * 40).to(device, dtype), torch.ones(150, 1, device=device), torch.float32)
     else:
         weight = GpuWeight(values.to(device, dtype), None, dtype)
-    operand, results = _operand(x.to(device, weight.input_dtype), weight), []
+    operand, results = operand_of(x.to(device, weight.input_dtype), weight), []
     for tile in (NARROW, WIDE, WALKING):
         results.append(torch.empty(150, 150, device=device))
         launch(_Call(operand, weight, results[-1]), tile)
@@ -168,6 +172,28 @@ def tiles_are_alike(dtype: torch.dtype, device: torch.device) -> bool:
     if not is_alike:
         logger.warning("tiles differ in bits of products in %s here: only narrow ones are used, more slowly", dtype)
     return is_alike
+
+
+@functools.cache
+def has_scaled_products(device: torch.device) -> bool:
+    """Whether torch multiplies e4m3 by e4m3 on this device, with a scale for each row and output."""
+    if not has_fp8(device):
+        return False
+    codes, scales = torch.zeros(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device)
+    try:
+        torch._scaled_mm(codes, codes.t(), scales, scales.t(), out_dtype=torch.bfloat16)
+    except (AttributeError, RuntimeError, ValueError) as error:
+        logger.debug("no products of fp8 by the library: %s", error)
+        return False
+    return True
+
+
+def _scaled_linear(x: Operand, weight: GpuWeight) -> Tensor:
+    assert x.scales is not None and weight.scales is not None, f"{x.values.dtype = }"
+    bias = None if weight.bias is None else weight.bias.bfloat16()
+    return torch._scaled_mm(
+        x.values, weight.values.t(), x.scales, weight.scales.t(), bias=bias, out_dtype=torch.bfloat16
+    )
 
 
 def _matmul(x: Tensor, values: Tensor) -> Tensor:
@@ -178,14 +204,25 @@ def _matmul(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _kind(weight: GpuWeight) -> int:
-    return 8 if weight.is_int8 else 4 if weight.is_int4 else 0
+    return 4 if weight.is_int4 else KINDS.get(weight.values.dtype, 0)
 
 
-def _operand(x: Tensor, weight: GpuWeight) -> _Operand:
-    assert x.is_contiguous(), f"{x.shape = } {x.stride() = }"
-    if weight.is_int8:
-        return _Operand(*quantise(x, weight.num_grains))
-    return _Operand(aligned(x.to(weight.dtype)), None)
+def _depth(weight: GpuWeight, tile: Tile) -> int:
+    return GROUP if weight.is_int4 else 2 * tile.depth if weight.is_fp8 else tile.depth
+
+
+def operand_of(x: Tensor, weight: GpuWeight) -> Operand:
+    """Rows as they are multiplied with a weight: rounded or quantised, in a run for each of its grains."""
+    if weight.has_codes:
+        assert x.is_contiguous(), f"{x.shape = } {x.stride() = }"
+        return quantise(x, weight.num_grains, weight.values.dtype)
+    return _prepared(Operand(x, None), weight)
+
+
+def _prepared(x: Operand, weight: GpuWeight) -> Operand:
+    """Rows of a norm as kernels take them."""
+    assert x.values.is_contiguous(), f"{x.values.shape = } {x.values.stride() = }"
+    return x if weight.has_codes else Operand(aligned(x.values.to(weight.dtype)), None)
 
 
 def _is_wide(dtype: torch.dtype) -> bool:

@@ -14,20 +14,27 @@ import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr, tensor
 
+from hpcinfer.kernels.gpu.codes import KINDS, LARGEST, codes_of, finite, from_e4m3, loadable, scale_of, writable
+
 EXACT = {"enable_fp_fusion": False}  # of a launch: what is multiplied is rounded before it is added
 _ROTATED = 32  # heads of tokens of one program that rotates
-_TINY = constexpr(1e-35)  # rows below are zero: 127 / x must stay finite
-_ROUND = constexpr(12582912.0)  # 1.5 * 2 ** 23: adding it leaves no place for a fraction
 
 
 class KvCache(NamedTuple):
-    """K and V of one layer; int8 has a scale per slot and KV head."""
+    """K and V of one layer; int8 and e4m3 have a scale per slot and KV head."""
 
     keys: Tensor  # [S, K, H]
     values: Tensor  # [S, K, H]
     key_scales: Tensor | None  # float32 [S, K]
     value_scales: Tensor | None
     block_size: int
+
+
+class Operand(NamedTuple):
+    """Rows that are multiplied."""
+
+    values: Tensor  # [T, I] in the type of the product, or codes
+    scales: Tensor | None  # of codes: float32 [T, runs]
 
 
 class Rotation(NamedTuple):
@@ -46,22 +53,23 @@ def embed(table: Tensor, scales: Tensor | None, rows: Tensor) -> Tensor:
     out = torch.empty(len(rows), table.shape[1], device=table.device)
     if len(rows):
         _embed_kernel[(len(rows),)](
-            table, scales, rows, out, D=table.shape[1], BLOCK=_block(table.shape[1]), HAS_SCALES=scales is not None,
-            **EXACT,
+            loadable(table), scales, rows, out, D=table.shape[1], BLOCK=_block(table.shape[1]),
+            HAS_SCALES=scales is not None, **EXACT,
         )  # fmt: skip
     return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
-    """x * weight / sqrt(mean(x ** 2) + eps) of all rows of x [*, D], or of some: [T, D] in `dtype`."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, rows: Tensor | None = None) -> Operand:
+    """x * weight / sqrt(mean(x ** 2) + eps) of all rows of x [*, D], or of some: [T, D] in `dtype`, or codes of it."""
     num_rows, size = len(x) if rows is None else len(rows), x.shape[1]
     out = torch.empty(num_rows, size, dtype=dtype, device=x.device)
+    scales = torch.empty(num_rows, 1, device=x.device) if dtype in KINDS else None
     if num_rows:
         _norm_kernel[(num_rows,)](
-            aligned(x), rows, weight, out, eps, D=size, BLOCK=_block(size), HAS_ROWS=rows is not None,
-            num_warps=8 if size > 4096 else 4, **EXACT,
+            aligned(x), rows, weight, writable(out), scales, eps, D=size, BLOCK=_block(size),
+            HAS_ROWS=rows is not None, KIND=KINDS.get(dtype, 0), num_warps=8 if size > 4096 else 4, **EXACT,
         )  # fmt: skip
-    return out
+    return Operand(out, scales)
 
 
 def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,26 +90,28 @@ def rotate_and_store(
     heads = triton.next_power_of_2(min(8, max(1, num_heads, num_kv_heads)))
     q_parts, kv_parts = triton.cdiv(num_heads, heads), triton.cdiv(num_kv_heads, heads)
     if len(qkv) and q_parts + kv_parts:
-        is_int8, tokens = cache.keys.dtype == torch.int8, _ROTATED // heads
+        has_codes, tokens = cache.key_scales is not None, _ROTATED // heads
         _rotate_kernel[triton.cdiv(len(qkv), tokens), q_parts + 2 * kv_parts](
             qkv, step_positions, slots, rotation.rope, rotation.q_norm, rotation.k_norm, rotation.head_columns, q,
-            cache.keys, cache.values, cache.key_scales, cache.value_scales, rotation.eps, len(qkv), N=num_heads,
-            K=num_kv_heads, HALF=size // 2, BLOCK=_block(size // 2), TOKENS=tokens, HEADS=heads,
+            writable(cache.keys), writable(cache.values), cache.key_scales, cache.value_scales, rotation.eps,
+            len(qkv), N=num_heads, K=num_kv_heads, HALF=size // 2, BLOCK=_block(size // 2), TOKENS=tokens, HEADS=heads,
             Q_COLUMNS=rotation.q_columns, Q_PARTS=q_parts, KV_PARTS=max(1, kv_parts),
-            HAS_NORM=rotation.q_norm is not None, IS_INT8=is_int8,
-            LIMIT=torch.finfo(torch.float32 if is_int8 else cache.keys.dtype).max, **EXACT,
+            HAS_NORM=rotation.q_norm is not None, KIND=KINDS.get(cache.keys.dtype, 0),
+            LIMIT=torch.finfo(torch.float32 if has_codes else cache.keys.dtype).max, **EXACT,
         )  # fmt: skip
     return q
 
 
-def quantise(x: Tensor, num_runs: int) -> tuple[Tensor, Tensor]:
-    """Codes int8 [T, I] and scales [T, runs] of rows [T, I] cut into equal runs; a run of zeros has the scale 0."""
+def quantise(x: Tensor, num_runs: int, dtype: torch.dtype = torch.int8) -> Operand:
+    """Codes [T, I] and scales [T, runs] of rows [T, I] cut into equal runs; a run of zeros has the scale 0."""
     num_rows, size = x.shape[0], x.shape[1] // num_runs
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    codes = torch.empty(x.shape, dtype=dtype, device=x.device)
     scales = torch.empty(num_rows, num_runs, device=x.device)
     if codes.numel():
-        _quantise_kernel[(num_rows, num_runs)](x, codes, scales, D=size, BLOCK=_block(size), **EXACT)
-    return codes, scales
+        _quantise_kernel[(num_rows, num_runs)](
+            x, writable(codes), scales, D=size, BLOCK=_block(size), KIND=KINDS[dtype], **EXACT
+        )
+    return Operand(codes, scales)
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -122,7 +132,8 @@ def _embed_kernel(
     row = tl.load(rows + token).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     is_inside = columns < D
-    values = tl.load(table + row * D + columns, mask=columns < tl.where(row >= 0, D, 0), other=0).to(tl.float32)
+    values = tl.load(table + row * D + columns, mask=columns < tl.where(row >= 0, D, 0), other=0.0)
+    values = (from_e4m3(values) if values.dtype == tl.uint8 else values).to(tl.float32)
     if HAS_SCALES:
         values = values * tl.load(scales + row, mask=row >= 0, other=0.0)
     tl.store(out + token * D + columns, values + 0.0, mask=is_inside)
@@ -130,10 +141,12 @@ def _embed_kernel(
 
 @triton.jit
 def _norm_kernel(
-    x: tensor, rows: tensor, weight: tensor, out: tensor, eps: tensor, D: constexpr, BLOCK: constexpr,
-    HAS_ROWS: constexpr,
+    x: tensor, rows: tensor, weight: tensor, out: tensor, scales: tensor, eps: tensor, D: constexpr, BLOCK: constexpr,
+    HAS_ROWS: constexpr, KIND: constexpr,
 ) -> None:
-    """x [*, D], rows int32 [T] or none → out [T, D]; a program per row, which adds its squares in one tree."""
+    """x [*, D], rows int32 [T] or none → out [T, D], and scales [T] of codes.
+
+    A program per row, which adds its squares in one tree."""
     target = tl.program_id(0).to(tl.int64)
     source = target
     if HAS_ROWS:
@@ -143,6 +156,11 @@ def _norm_kernel(
     values = tl.load(x + source * D + columns, mask=is_inside, other=0.0)
     scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(values * values, 0), D * 1.0) + eps))
     values = values * scale * tl.load(weight + columns, mask=is_inside, other=0.0)
+    if KIND:
+        values = finite(values, LARGEST)
+        largest = tl.max(tl.abs(values), 0)
+        tl.store(scales + target, scale_of(largest, KIND))
+        values = codes_of(values, largest, KIND)
     tl.store(out + target * D + columns, values.to(out.dtype.element_ty), mask=is_inside)
 
 
@@ -164,35 +182,17 @@ def _silu_kernel(gate_up: tensor, out: tensor, D: constexpr, BLOCK: constexpr) -
 
 
 @triton.jit
-def _codes(values: tensor, largest: tensor) -> tensor:
-    """Round values to codes from -127 to 127, ties to even; `largest` is the largest magnitude of their run."""
-    factor = tl.where(largest < _TINY, 0.0, tl.div_rn(127.0, tl.maximum(largest, _TINY)))
-    rounded = (values * factor + _ROUND) - _ROUND
-    return tl.minimum(tl.maximum(rounded, -127.0), 127.0)
-
-
-@triton.jit
-def _scale(largest: tensor) -> tensor:
-    return tl.where(largest < _TINY, 0.0, tl.div_rn(largest, 127.0))
-
-
-@triton.jit
-def _quantise_kernel(x: tensor, codes: tensor, scales: tensor, D: constexpr, BLOCK: constexpr) -> None:
+def _quantise_kernel(
+    x: tensor, codes: tensor, scales: tensor, D: constexpr, BLOCK: constexpr, KIND: constexpr
+) -> None:
     """x [T, runs, D] → codes [T, runs, D], scales [T, runs]; a program per run. NaN counts as 0."""
     run = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     is_inside = columns < D
-    values = _finite(tl.load(x + run * D + columns, mask=is_inside, other=0.0).to(tl.float32), 3.4028234663852886e38)
+    values = finite(tl.load(x + run * D + columns, mask=is_inside, other=0.0).to(tl.float32), LARGEST)
     largest = tl.max(tl.abs(values), 0)
-    tl.store(codes + run * D + columns, _codes(values, largest).to(tl.int8), mask=is_inside)
-    tl.store(scales + run, _scale(largest))
-
-
-@triton.jit
-def _finite(values: tensor, LIMIT: constexpr) -> tensor:
-    """NaN as 0, and what is beyond the limit as the limit."""
-    values = tl.where(values != values, 0.0, values)
-    return tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
+    tl.store(codes + run * D + columns, codes_of(values, largest, KIND), mask=is_inside)
+    tl.store(scales + run, scale_of(largest, KIND))
 
 
 @triton.jit
@@ -217,14 +217,14 @@ def _rotated(first: tensor, second: tensor, angles: tensor, inside: tensor, HALF
 @triton.jit
 def _store(
     first: tensor, second: tensor, cache: tensor, scales: tensor, place: tensor, half: tensor, inside: tensor,
-    is_head: tensor, HALF: constexpr, IS_INT8: constexpr, LIMIT: constexpr,
+    is_head: tensor, HALF: constexpr, KIND: constexpr, LIMIT: constexpr,
 ) -> None:  # fmt: skip
     """Two halves of heads [heads, BLOCK] into the cache [S * K, H], in its precision."""
-    first, second = _finite(first, LIMIT), _finite(second, LIMIT)
-    if IS_INT8:
+    first, second = finite(first, LIMIT), finite(second, LIMIT)
+    if KIND:
         largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-        first, second = _codes(first, largest[:, None]), _codes(second, largest[:, None])
-        tl.store(scales + place, _scale(largest), mask=is_head)
+        first, second = codes_of(first, largest[:, None], KIND), codes_of(second, largest[:, None], KIND)
+        tl.store(scales + place, scale_of(largest, KIND), mask=is_head)
     targets = cache + (place * (2 * HALF))[:, None] + half[None, :]
     tl.store(targets, first.to(cache.dtype.element_ty), mask=inside)
     tl.store(targets + HALF, second.to(cache.dtype.element_ty), mask=inside)
@@ -235,7 +235,7 @@ def _rotate_kernel(
     qkv: tensor, positions: tensor, slots: tensor, rope: tensor, q_norm: tensor, k_norm: tensor, head_columns: tensor,
     q: tensor, keys: tensor, values: tensor, key_scales: tensor, value_scales: tensor, eps: tensor, num_tokens: tensor,
     N: constexpr, K: constexpr, HALF: constexpr, BLOCK: constexpr, TOKENS: constexpr, HEADS: constexpr,
-    Q_COLUMNS: constexpr, Q_PARTS: constexpr, KV_PARTS: constexpr, HAS_NORM: constexpr, IS_INT8: constexpr,
+    Q_COLUMNS: constexpr, Q_PARTS: constexpr, KV_PARTS: constexpr, HAS_NORM: constexpr, KIND: constexpr,
     LIMIT: constexpr,
 ) -> None:  # fmt: skip
     """qkv [T, Q_COLUMNS + 2 * K * H] → q [T, Q_COLUMNS], and slots of keys and values [S, K, H].
@@ -266,9 +266,9 @@ def _rotate_kernel(
         tl.store(target + HALF, second.to(q.dtype.element_ty), mask=inside)
     else:
         if is_v:
-            _store(first, second, values, value_scales, place, half, inside, is_head, HALF, IS_INT8, LIMIT)
+            _store(first, second, values, value_scales, place, half, inside, is_head, HALF, KIND, LIMIT)
         else:
             if HAS_NORM:
                 first, second = _normed(first, second, k_norm, eps, HALF, BLOCK)
             first, second = _rotated(first, second, angles, inside, HALF)
-            _store(first, second, keys, key_scales, place, half, inside, is_head, HALF, IS_INT8, LIMIT)
+            _store(first, second, keys, key_scales, place, half, inside, is_head, HALF, KIND, LIMIT)

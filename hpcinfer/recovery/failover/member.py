@@ -243,7 +243,7 @@ class Member:
             self._held = self._weights_of(self._replica)
             self._replica.close()
         self._replica = None
-        offer = replace(self._state, free_bytes=free_memory()).to_bytes()
+        offer = replace(self._state, free_bytes=free_memory(self._serving.kernels)).to_bytes()
         self._view = regroup(self._line, old, offer, self._decide)
         agree_s = time.perf_counter() - start
         if self._rank not in self._view.members:

@@ -11,6 +11,9 @@ import psutil
 from hpcinfer.comm.launcher import read_launch
 from hpcinfer.engine.replica import Replica
 from hpcinfer.engine.request import Request
+from hpcinfer.kernels.protocol import Kernels
+
+_DEVICE_SHARE = 0.9  # of a device's memory; its driver and the library of its collectives take some
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ def observe(replica: Replica | None, epoch: int, part: str, last: State) -> Stat
     return State(epoch, replica.engine.num_records, tuple(replica.scheduler.unfinished()), part)
 
 
-def free_memory() -> int:
-    """Bytes that this rank may take: its share of what is free on the node, and what it has already."""
+def free_memory(kernels: Kernels) -> int:
+    """Bytes that this rank may take: of its device, or its share of what is free on the node and what it has already.
+
+    Not collective.
+    """
+    if (of_device := kernels.total_bytes()) is not None:
+        return int(_DEVICE_SHARE * of_device)
     share = psutil.virtual_memory().available // max(1, read_launch().local_size)
     return int(share + psutil.Process().memory_info().rss)

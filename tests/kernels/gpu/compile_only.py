@@ -45,7 +45,7 @@ found, run = [], jit.JITFunction.run
 jit.JITFunction.run = compile_only
 
 from hpcinfer.config import RopeScaling  # noqa: E402
-from hpcinfer.kernels.gpu import products  # noqa: E402
+from hpcinfer.kernels.gpu import codes, products  # noqa: E402
 from hpcinfer.kernels.gpu.gpu import GpuKernels  # noqa: E402
 from hpcinfer.kernels.protocol import (  # noqa: E402
     AttentionShape,
@@ -60,8 +60,9 @@ from hpcinfer.kernels.protocol import (  # noqa: E402
 
 def weight(dtype, units, outs, ins):
     """Zeros of a type."""
-    if dtype == "int8":
-        return Weight(np.zeros((units, outs, ins), np.int8), dtype, np.ones((units, outs), np.float32))
+    if dtype in ("int8", "float8_e4m3"):
+        codes = np.zeros((units, outs, ins), np.int8 if dtype == "int8" else np.uint8)
+        return Weight(codes, dtype, np.ones((units, outs), np.float32))
     return Weight(np.zeros((units, outs, ins), {"float32": np.float32, "bfloat16": np.uint16}[dtype]), dtype)
 
 
@@ -83,7 +84,8 @@ def launch_all(dtype, cache_dtype, num_tokens, size):
 if __name__ == "__main__":
     products.tiles_are_alike, results = lambda *args: True, {}
     for case in sys.argv[1:]:
-        dtype, cache_dtype, num_tokens, head_size = case.split(",")
+        codes.has_fp8 = lambda device, has_fp8="without" not in case: has_fp8
+        dtype, cache_dtype, num_tokens, head_size = case.removesuffix(",without fp8").split(",")
         found.clear()
         launch_all(dtype, cache_dtype, int(num_tokens), int(head_size))
         results[case] = found.copy()

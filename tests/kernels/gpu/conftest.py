@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import play_gpu
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +21,7 @@ def device() -> Iterator[torch.device]:
         if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
             pytest.skip("Triton was imported before, without its interpreter")
         patch.setenv("TRITON_INTERPRET", "1")
-        from triton.runtime import interpreter
-
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", _one_chain)
-        _patch_once(patch, interpreter)
+        play_gpu(patch)
         yield torch.device("cpu")
 
 
@@ -39,26 +37,3 @@ def make(device):
 def on_device(device):
     """Copies numpy arrays and tensors to the device."""
     return lambda array: torch.as_tensor(array).to(device)
-
-
-def _one_chain(builder, a, b, d, input_precision, max_num_imprecise_acc):
-    """The interpreter's products, as a GPU makes them: numpy's library treats rows by their place in a tile."""
-    from triton.runtime.interpreter import TensorHandle
-
-    left, right, total = a.data.astype(d.data.dtype), b.data.astype(d.data.dtype), d.data.copy()
-    for k in range(len(right)):
-        total += left[:, k, None] * right[k]
-    return TensorHandle(total, d.dtype.scalar)
-
-
-def _patch_once(patch, interpreter):
-    """Let the interpreter patch Triton's language once, not in every launch and call: that is most of its time."""
-    from triton import language
-
-    from hpcinfer.kernels.gpu import rows
-
-    for function in (rows.silu_times, language.zeros):  # one sees triton.language, the other triton.language.core
-        interpreter._patch_lang(function.fn)
-    patch.setattr(interpreter, "_patch_lang", lambda function: interpreter._LangPatchScope())
-    patch.setattr(interpreter.InterpretedFunction, "__call__",
-                  lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs))  # fmt: skip

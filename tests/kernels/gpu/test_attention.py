@@ -12,6 +12,8 @@ from naive_attention import EPS, THETA, naive_attention
 from steps import Chunk, block_tables, packed_step, schedule
 
 from hpcinfer.config import RopeScaling
+from hpcinfer.dtypes import round_to, to_float32
+from hpcinfer.kernels.gpu.graphs import padded
 from hpcinfer.kernels.protocol import HeadLayout
 from hpcinfer.kernels.rope import rope_table
 
@@ -105,8 +107,8 @@ def run_step(kit, case, step, rows, cache):
     rotation = kit.rows.Rotation(rope, *norms, EPS, groups.head_columns, groups.num_columns)
     qkv = torch.from_numpy(rows).to(kit.device)
     q = kit.rows.rotate_and_store(qkv, there.places.positions, there.places.slots, rotation, cache, dtype)
-    plan = there.plan(groups.size, case.window, kit.attention.rows_of_program(dtype, cache))
-    found = kit.attention.attend(q, there.places.block_tables, cache, groups, plan, case.window, torch.float32)
+    key = kit.plan.PlanKey(groups.size, case.window, kit.attention.rows_of_program(dtype, cache))
+    found = kit.attention.attend(q, there.places, cache, groups, there.plan(key), case.window, torch.float32)
     return found.cpu().numpy()
 
 
@@ -124,6 +126,13 @@ def stored(x, dtype):
         largest = np.abs(x).max(-1, keepdims=True)
         inverse = np.where(largest < tiny, np.float32(0), np.float32(127) / np.maximum(largest, tiny))
         return np.rint(x * inverse) * (largest / np.float32(127))
+    if dtype == "fp8":
+        limit, tiny = np.float32([3.4028235e38, 1e-35])
+        x = np.nan_to_num(x, nan=0.0, posinf=limit, neginf=-limit)
+        largest = np.abs(x).max(-1, keepdims=True)
+        inverse = np.where(largest < tiny, np.float32(0), np.float32(448) / np.maximum(largest, tiny))
+        codes = to_float32(round_to(x * inverse, "float8_e4m3"), "float8_e4m3")
+        return codes * np.where(largest < tiny, np.float32(0), largest / np.float32(448))
     kind = TYPES[dtype]
     limit = torch.finfo(kind).max
     return torch.from_numpy(x).nan_to_num(0.0, limit, -limit).clamp(-limit, limit).to(kind).float().numpy()
@@ -153,6 +162,7 @@ def test_attention_agrees_with_its_definition(kit, heads, window):
 
 @pytest.mark.parametrize("head_size, dtype, cache_dtype", [
     (2, "float32", "float32"), (20, "float16", "float16"), (64, "bfloat16", "bfloat16"), (80, "float16", "int8"),
+    (80, "float16", "fp8"), (32, "float32", "fp8"), (64, "bfloat16", "fp8"),
     (32, "float32", "int8"), (128, "float32", "bfloat16"), (24, "bfloat16", "float16"), (256, "float16", "float16"),
 ])  # fmt: skip
 def test_head_sizes_and_types_agree_with_the_definition(kit, head_size, dtype, cache_dtype):
@@ -169,7 +179,7 @@ def test_head_sizes_and_types_agree_with_the_definition(kit, head_size, dtype, c
     head_size=st.sampled_from([8, 20, 32]),
     window=st.sampled_from([0, 1, 3, 63, 64, 65]),
     types=st.sampled_from([("float32", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16"),
-                           ("float16", "int8"), ("float32", "bfloat16")]),
+                           ("float16", "int8"), ("float16", "fp8"), ("float32", "bfloat16")]),
     block_size=st.sampled_from([1, 3, 16, 20, 64, 100]),
     garbage=st.sampled_from([0x00, 0x7F, 0xFF]),
     chunk=st.sampled_from([1, 17, 64, 90]),
@@ -198,6 +208,22 @@ def test_no_bit_depends_on_who_walks_the_splits(kit, monkeypatch, dtype, window)
     assert run(kit, case, [[chunk] for chunk in chunks])[0].tobytes() == whole.tobytes()
 
 
+def test_a_token_that_is_there_several_times_has_the_same_row_each_time(kit, monkeypatch):
+    for module in (kit.plan, kit.attention):
+        monkeypatch.setattr(module, "SPLIT", 1)
+    case = make_case([130], (20,), 1, dtype="float16")  # four tokens fill a program
+    tables, num_blocks = block_tables([130], 16)
+    cache = kit.kernels.kv_cache(num_blocks, 16, 1, 16, "float16")
+    steps = [packed_step([Chunk(0, *chunk)], [np.zeros(130, np.int64)], tables, 16) for chunk in ((0, 129), (129, 130))]
+    run_step(kit, case, steps[0], case.rows[0][:129], cache)
+    kept = [part.view(torch.int16) for part in cache[:2]]
+    before = [part.clone() for part in kept]
+    [row, *others] = run_step(kit, case, padded(steps[1], 10), np.repeat(case.rows[0][129:], 10, axis=0), cache)
+    assert row.tobytes() == run_alone(kit, case, 0)[129].tobytes()
+    assert all(other.tobytes() == row.tobytes() for other in others) and len(others) == 9
+    assert all(int((part != old).any((1, 2)).sum()) == 1 for part, old in zip(kept, before, strict=True))
+
+
 def test_q_and_k_are_normed_before_they_are_rotated(kit):
     case = make_case([40], (2, 2), 2, head_size=24)
     agrees(case := case._replace(norms=(np.linspace(-1, 2, 24, dtype=np.float32),) * 2), 0, run_alone(kit, case, 0))
@@ -222,7 +248,7 @@ def test_no_query_heads_give_zeros(kit, num_kv_heads):
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30, np.inf, np.nan])
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8", "fp8"])
 def test_a_token_cannot_spoil_those_before_it(kit, value, cache_dtype):
     case = make_case([40], (1,), 1, cache_dtype=cache_dtype)
     before = run_alone(kit, case, 0)[:30]
@@ -234,7 +260,7 @@ SPECIAL = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e30, -1e30, 3.
                     6.1e-5, 1 + 2**-11, 1 + 3 * 2**-11], np.float32)  # fmt: skip
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8", "fp8"])
 def test_values_are_rounded_to_nearest_even_and_stay_finite(kit, cache_dtype):
     case = make_case([1] * 3, (1,), 1, cache_dtype=cache_dtype)
     for number, rows in enumerate(case.rows):

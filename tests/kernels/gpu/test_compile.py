@@ -15,6 +15,9 @@ INPUTS = {  # of one matrix instruction; by what is compiled: types of products 
     "bfloat16,bfloat16,1,128": "k16",
     "bfloat16,int8,150,64": "k16",
     "int8,bfloat16,150,32": "k32",
+    "float8_e4m3,fp8,1,128": "k32",
+    "float8_e4m3,fp8,150,64": "k32",
+    "float8_e4m3,fp8,150,64,without fp8": "k16",
     "float32,float32,1,32": None,
 }
 
@@ -39,7 +42,7 @@ def compiled(tmp_path_factory):
 def test_kernels_compile_for_hopper(compiled, case):
     names = {"_embed_kernel", "_norm_kernel", "_rotate_kernel", "_attention_kernel", "product_kernel"}
     names |= {"_merge_kernel", "tree_kernel"} if ",1," in case else set()
-    names |= {"_quantise_kernel"} if case.startswith("int8") else set()
+    names |= {"_quantise_kernel"} if case.startswith(("int8", "float8")) else set()
     assert set(compiled[case]) == names
     launches = [each for every in compiled[case].values() for each in every]
     assert not any(each["imprecise"] for each in launches)

@@ -20,8 +20,9 @@ from hpcinfer.kernels import create_kernels
 from hpcinfer.kernels.protocol import AttentionShape, AttentionWeights, HeadLayout, Linear, MlpWeights
 
 LENGTHS = [20, 3]
-# of the largest result; the reference multiplies in float32, but rounds rows for int4 where these kernels do not
-TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3, "int8": 4e-2, "int4": 4e-2}
+# of the largest result; the reference multiplies in float32, but rounds rows for int4 where these kernels do not, and
+# does not for fp8 where they do
+TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3, "int8": 4e-2, "float8_e4m3": 8e-2, "int4": 4e-2}
 small_model = partial(Model, hidden=40, head_size=12)  # the interpreter is slow
 
 
@@ -68,7 +69,7 @@ def run(kernels, model, batches, block_size=16):
         nodes = kernels.attention(kernels.device(x), layer.attention, step, cache, spans)
         halves = kernels.mlp(kernels.device(x), layer.mlp, spans)
         logits = kernels.logits(kernels.device(x), step.logit_tokens, layer.head)
-        found = [*(kernels.host(each) for each in (*nodes, *halves)), logits.reshape(len(x), -1)]
+        found = [*(kernels.host(each) for each in (*nodes, *halves)), kernels.host(logits).reshape(len(x), -1)]
         parts = iter(np.concatenate(found, axis=1))
         for chunk in chunks:
             rows[chunk.sequence][chunk.start : chunk.stop] = [next(parts) for _ in range(chunk.start, chunk.stop)]
@@ -191,13 +192,13 @@ def assert_same(found, weight, place):
     if weight.dtype == "int4":
         np.testing.assert_array_equal(int4_codes(found.values), int4_codes(values))
     else:
-        expected = values if weight.dtype == "int8" else to_float32(values, weight.dtype)
+        expected = values if weight.scales is not None else to_float32(values, weight.dtype)
         np.testing.assert_array_equal(found.values, expected)
     if weight.scales is not None:
         np.testing.assert_array_equal(found.scales, weight.scales[place])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "fp8"])
 def test_kv_bytes_are_those_of_the_cache(make, dtype):
     kernels = make()
     cache = kernels.kv_cache(5, 16, 2, 20, dtype)
@@ -215,21 +216,9 @@ def test_arrays_are_copied_and_residuals_added(make):
     assert kernels.phase_seconds() == {} and kernels.empty((2, 3)).shape == (2, 3)
 
 
-def test_logits_are_judged_as_the_reference_judges_them(make):
-    kernels, reference, sizes = make(), create_kernels("reference"), (100, 7, 0)
-    logits = np.random.default_rng(0).standard_normal((4, 3, 128)).astype(np.float32) * 5
-    for name in ("argmax", "grain_stats"):
-        found, expected = (getattr(each, name)(logits, sizes) for each in (kernels, reference))
-        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
-    row, positive = logits[0, 0], np.abs(logits[0, 0])
-    assert kernels.largest(row, 5).tolist() == reference.largest(row, 5).tolist()
-    assert (kernels.exp(row) == reference.exp(row)).all()
-    assert (kernels.log(positive) == reference.log(positive)).all()
-
-
 def test_profiles_name_what_fixes_the_bits(make):
     profile, other = (make(reproducible=reproducible).profile() for reproducible in (True, False))
-    assert set(profile) == {"kernels", "device", "capability", "torch", "triton", "cuda", "probe"}
+    assert set(profile) == {"kernels", "device", "capability", "torch", "triton", "cuda", "fp8_weights", "probe"}
     assert len(profile["probe"]) == 16 and other["kernels"] != profile["kernels"] and other["probe"] != profile["probe"]
     assert make().profile() == profile
 

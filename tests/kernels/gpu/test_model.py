@@ -13,9 +13,11 @@ from hpcinfer.config import EngineOptions, SamplingParams
 from hpcinfer.data.tokenizer import Tokenizer
 from hpcinfer.engine.frontend import ListFrontend
 from hpcinfer.engine.leader import Leader
+from hpcinfer.engine.options import ReplicaOptions
 from hpcinfer.engine.outputs import Outputs
-from hpcinfer.engine.replica import ReplicaOptions, build_replica
+from hpcinfer.engine.replica import build_replica
 from hpcinfer.engine.request import Request
+from hpcinfer.kernels import create_kernels
 from hpcinfer.partition.mesh import Mesh
 from hpcinfer.weights.conversion import Recipe, convert
 from hpcinfer.weights.reader import Store
@@ -33,11 +35,13 @@ def folder(tmp_path_factory):
 
 
 def generate(kernels, folder, params, **limits):
-    """What an engine makes of the prompts: ids by row."""
+    """What an engine makes of the prompts, all sampled in one way or each in its own: choices by row."""
+    params = params if isinstance(params, list) else [params] * len(PROMPTS)
     with Store.open(folder / "store") as store:
         options = ReplicaOptions(EngineOptions(kv_cache_memory="1 MB", **limits), "float32", 64, seed=3)
         replica = build_replica(SerialGroup(), Mesh(1, 1, 1), store, kernels, options)
-        frontend = ListFrontend([Request(row, tuple(ids), params) for row, ids in enumerate(PROMPTS)])
+        prompts = zip(PROMPTS, params, strict=True)
+        frontend = ListFrontend([Request(row, tuple(ids), each) for row, (ids, each) in enumerate(prompts)])
         outputs = Outputs(Tokenizer(store.tokenizer_files), replica.runner.eos_ids)
         replica.engine.run(Leader(replica.scheduler, outputs, frontend, replica.runner))
     return frontend.finished
@@ -60,6 +64,20 @@ def test_no_limit_changes_a_sampled_token(make, folder):
     params = SamplingParams(max_tokens=2, temperature=1.0, logprobs=1)
     found = generate(make(dtype="float16"), folder, params, max_num_batched_tokens=9, block_size=8)
     assert found == generate(make(dtype="float16"), folder, params)
+
+
+def test_tokens_are_drawn_as_on_cpus_from_several_batches_in_flight(make, folder):
+    kinds = [{"top_k": 20, "top_p": 0.9}, {"min_p": 0.02, "repetition_penalty": 1.3, "logit_bias": ((7, 2.0),)},
+             {"temperature": 0.0, "frequency_penalty": 1.5, "echo": True, "logprobs": 2}]  # fmt: skip
+    params = [SamplingParams(max_tokens=4, ignore_eos=True, seed=11, **kind) for kind in kinds]
+    found = generate(make(), folder, params, micro_batches=2)
+    expected = generate(create_kernels("reference"), folder, params)
+    for row in range(len(PROMPTS)):
+        assert found[row][0].token_ids == expected[row][0].token_ids
+    found, expected = ((*each[2][0].prompt_logprobs[1:], *each[2][0].logprobs) for each in (found, expected))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [token_id for token_id, _ in ours.top] == [token_id for token_id, _ in theirs.top]
 
 
 class OneAtATime:

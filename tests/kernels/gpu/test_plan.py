@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import Chunk, block_tables, packed_step
 
-from hpcinfer.kernels.gpu.plan import PLAIN_ROWS, SPLIT, TILE, group_heads, plan_items
+from hpcinfer.kernels.gpu.graphs import padded
+from hpcinfer.kernels.gpu.plan import PLAIN_ROWS, SPLIT, TILE, PlanKey, group_heads, plan_items
 from hpcinfer.kernels.protocol import HeadLayout
 
 
@@ -19,14 +20,30 @@ def test_every_token_meets_its_tiles_once(chunks, group_size, window, rows):
     chunks = [Chunk(s, start, start + count) for s, (start, count) in enumerate(chunks)] or [Chunk(0, 0, 1)]
     tables, _ = block_tables(lengths, 16)
     step = packed_step(chunks, [np.zeros(length, np.int64) for length in lengths], tables, 16)
-    items, merged, num_partial = plan_items(step, group_size, window, rows)
+    check(step, PlanKey(group_size, window, rows))
+
+
+@given(
+    contexts=st.lists(st.integers(1, 5000), min_size=1, max_size=5), times=st.integers(1, 32),
+    group_size=st.integers(1, 16), window=st.sampled_from([0, 1, 700, 2000]), rows=st.sampled_from([16, 64]),
+)  # fmt: skip
+def test_a_token_that_is_there_several_times_meets_its_tiles_each_time(contexts, times, group_size, window, rows):
+    chunks, (tables, _) = [Chunk(s, n - 1, n) for s, n in enumerate(contexts)], block_tables(contexts, 16)
+    step = packed_step(chunks, [np.zeros(length, np.int64) for length in contexts], tables, 16)
+    items = check(padded(step, len(contexts) + times - 1), PlanKey(group_size, window, rows))
+    assert all(item[5] - item[4] <= SPLIT for item in items)  # none is walked by one program
+
+
+def check(step, key):
+    """Every token meets its tiles once, in items and parts as they should be; returns the items."""
+    group_size, window, rows = key
+    items, merged, num_partial = plan_items(step, key)
     met = {token: [] for token in range(len(step.positions))}
     written = np.zeros(num_partial, np.int64)
-    for first, count, position, table, context, start, stop, part in items:
+    for first, count, table, context, start, stop, part in items:
         assert count * group_size <= rows and start < stop
         assert table in step.table_starts and context in step.context_lens
         for token in range(first, first + count):
-            assert step.positions[token] == position + token - first
             met[token] += range(start, stop)
         if part >= 0:
             assert start // SPLIT == (stop - 1) // SPLIT
@@ -39,6 +56,7 @@ def test_every_token_meets_its_tiles_once(chunks, group_size, window, rows):
     for _, count, start, num_splits in merged:
         read[start : start + count * group_size * num_splits] += 1
     assert (written == 1).all() and (read == 1).all()
+    return items
 
 
 def test_heads_share_programs_with_those_of_their_kv_head():

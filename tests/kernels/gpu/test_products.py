@@ -36,6 +36,19 @@ def kit(device):
     return Kit(*made, Preparer(device, "auto"), products)
 
 
+def linear(products, x, weight):
+    """Products of rows that are rounded or quantised before."""
+    from hpcinfer.kernels.gpu.products import operand_of
+
+    return products.linear(operand_of(x, weight), weight)
+
+
+def gated(products, x, weight, dtype):
+    from hpcinfer.kernels.gpu.products import operand_of
+
+    return products.gated(operand_of(x, weight), weight, dtype)
+
+
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -59,7 +72,7 @@ def test_products_agree_with_float64(kit, on_device, dtype, num_rows, num_in, nu
     weight, bias = random_weight(random, dtype, 2, num_out, num_in), random.standard_normal((2, num_out), np.float32)
     x = rounded(randn(num_rows, num_in), dtype)
     prepared = kit.preparer.columns([weight], [bias] if has_bias else [])
-    found = kit.products.linear(on_device(x), prepared).cpu()
+    found = linear(kit.products, on_device(x), prepared).cpu()
     expected = x.double() @ wide(weight, num_in).flatten(0, 1).T + (torch.from_numpy(bias).flatten() if has_bias else 0)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +81,7 @@ def test_products_agree_with_float64(kit, on_device, dtype, num_rows, num_in, nu
 def test_products_of_codes_are_those_of_the_reference(kit, on_device, num_rows):
     weight, x = random_weight(np.random.default_rng(1), "int8", 4, 40, 36), randn(num_rows, 36)
     reference = ReferenceKernels()
-    found = kit.products.linear(on_device(x), kit.preparer.columns([weight])).cpu()
+    found = linear(kit.products, on_device(x), kit.preparer.columns([weight])).cpu()
     assert torch.equal(found, reference.grain_linear(x, reference.linear(weight)).flatten(1))
     x, out = randn(num_rows, 4 * 36), on_device(torch.empty(2, num_rows, 40))
     kit.products.sums(on_device(x), kit.preparer.rows(weight), [(0, 2), (2, 4)], out)
@@ -76,24 +89,65 @@ def test_products_of_codes_are_those_of_the_reference(kit, on_device, num_rows):
     assert all(torch.equal(a.cpu(), b) for a, b in zip(out, expected, strict=True))
 
 
+@pytest.mark.parametrize("num_rows", [1, 70])
+def test_products_of_fp8_are_those_of_codes(kit, on_device, num_rows):
+    weight, x = random_weight(np.random.default_rng(1), "float8_e4m3", 4, 40, 36), randn(num_rows, 4, 36)
+    codes, scales = (each.double() for each in in_e4m3(x))
+    expected = torch.einsum("tgi,goi->tgo", codes * scales, wide(weight, 36))
+    out = on_device(torch.empty(2, num_rows, 40))
+    kit.products.sums(on_device(x.flatten(1)), kit.preparer.rows(weight), [(0, 2), (2, 4)], out)
+    torch.testing.assert_close(out[0].cpu().double(), expected[:, :2].sum(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out[1].cpu().double(), expected[:, 2:].sum(1), rtol=1e-5, atol=1e-6)
+    x = x[:, 0].contiguous()
+    codes, scales = (each.double() for each in in_e4m3(x))
+    found = linear(kit.products, on_device(x), kit.preparer.columns([weight])).cpu().double()
+    torch.testing.assert_close(found, codes * scales @ wide(weight, 36).flatten(0, 1).T, rtol=1e-5, atol=1e-6)
+
+
+def in_e4m3(x):
+    """Codes and scales of runs along the last axis."""
+    largest = x.abs().amax(-1, keepdim=True)
+    return (x * (448 / largest)).clamp(-448, 448).to(torch.float8_e4m3fn), largest / 448
+
+
+@pytest.mark.parametrize("num_in, is_possible", [(64, True), (40, False)])
+def test_the_library_multiplies_fp8_where_it_can(kit, on_device, device, monkeypatch, num_in, is_possible):
+    calls = []
+
+    def scaled_mm(a, b, scale_a, scale_b, *, bias, out_dtype):
+        calls.append((a.shape, b.shape, scale_a.shape, scale_b.shape))
+        assert a.dtype == b.dtype == torch.float8_e4m3fn and a.is_contiguous() and b.t().is_contiguous()
+        return (a.float() @ b.float() * scale_a * scale_b + bias).to(out_dtype)
+
+    monkeypatch.setattr(kit.module, "has_scaled_products", lambda device: True)
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    random, x = np.random.default_rng(9), on_device(randn(20, num_in))
+    weight = kit.preparer.columns([random_weight(random, "float8_e4m3", 2, 16, num_in)] * 2, [np.ones((2, 16))] * 2)
+    for product, options in ((linear, ()), (gated, (torch.float32,))):
+        ours, theirs = (product(each, x, weight, *options).float() for each in (kit.products, kit.library))
+        torch.testing.assert_close(theirs, ours, rtol=2e-2, atol=2e-2)
+    assert calls == [((20, num_in), (num_in, 64), (20, 1), (1, 64))] * 2 * is_possible
+    assert linear(kit.library, x[:0], weight).shape == (0, 64)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_in_any_company(kit, on_device, dtype):
     random = np.random.default_rng(2)
     x, columns = rounded(randn(140, 80), dtype), kit.preparer.columns([random_weight(random, dtype, 1, 150, 80)])
     rows = kit.preparer.rows(random_weight(random, dtype, 4, 20, 20))
-    whole = kit.products.linear(on_device(x), columns)
+    whole = linear(kit.products, on_device(x), columns)
     sums = on_device(torch.empty(1, 140, 20))
     kit.products.sums(on_device(x), rows, [(0, 4)], sums)
     for start, stop in ((0, 1), (3, 67), (130, 140), (5, 100)):
         part = on_device(x[start:stop].contiguous())
-        assert torch.equal(kit.products.linear(part, columns), whole[start:stop])
+        assert torch.equal(linear(kit.products, part, columns), whole[start:stop])
         some = on_device(torch.empty(1, stop - start, 20))
         kit.products.sums(part, rows, [(0, 4)], some)
         assert torch.equal(some[0], sums[0, start:stop])
 
 
 @pytest.mark.parametrize("num_rows", [2, 70])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3"])
 def test_sums_have_the_same_bits_on_every_mesh(kit, on_device, dtype, num_rows):
     weight = random_weight(np.random.default_rng(3), dtype, 8, 24, 16)
     x = rounded(randn(num_rows, 8, 16), dtype)
@@ -140,10 +194,10 @@ def test_gates_are_applied_where_they_are_made(kit, on_device, dtype, width):
     random = np.random.default_rng(5)
     weight = kit.preparer.columns([random_weight(random, dtype, 1, width, 40) for _ in range(2)])
     x = rounded(randn(66, 40), dtype)
-    gate, up = kit.products.linear(on_device(x), weight).double().split(width, 1)
-    found = kit.products.gated(on_device(x), weight, torch.float32).double()
+    gate, up = linear(kit.products, on_device(x), weight).double().split(width, 1)
+    found = gated(kit.products, on_device(x), weight, torch.float32).double()
     torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up, rtol=1e-5, atol=1e-6)
-    alone = kit.products.gated(on_device(x[9:10]), weight, torch.float32)
+    alone = gated(kit.products, on_device(x[9:10]), weight, torch.float32)
     assert torch.equal(alone.double(), found[9:10])
 
 
@@ -153,9 +207,9 @@ def test_the_library_agrees(kit, on_device, dtype):
     columns = kit.preparer.columns([random_weight(random, dtype, 2, 20, 64)] * 2, [np.ones((2, 20))] * 2)
     rows = kit.preparer.rows(random_weight(random, dtype, 2, 24, 32))
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype != "float32" else {"rtol": 1e-5, "atol": 1e-5}
-    ours, theirs = (each.linear(on_device(x), columns).float() for each in (kit.products, kit.library))
+    ours, theirs = (linear(each, on_device(x), columns).float() for each in (kit.products, kit.library))
     torch.testing.assert_close(ours, theirs, **tolerance)
-    ours, theirs = (each.gated(on_device(x), columns, torch.float32) for each in (kit.products, kit.library))
+    ours, theirs = (gated(each, on_device(x), columns, torch.float32) for each in (kit.products, kit.library))
     torch.testing.assert_close(ours, theirs, **tolerance)
     sums = [on_device(torch.empty(2, 20, 24)) for _ in range(2)]
     for each, out in zip((kit.products, kit.library), sums, strict=True):
@@ -165,7 +219,7 @@ def test_the_library_agrees(kit, on_device, dtype):
 
 def test_no_rows_and_no_inputs(kit, on_device):
     weight = random_weight(np.random.default_rng(7), "float32", 2, 5, 3)
-    assert kit.products.linear(on_device(torch.empty(0, 3)), kit.preparer.columns([weight])).shape == (0, 10)
+    assert linear(kit.products, on_device(torch.empty(0, 3)), kit.preparer.columns([weight])).shape == (0, 10)
     none, out = on_device(torch.empty(1, 0, 5)), on_device(torch.ones(1, 2, 5))
     kit.products.sums(on_device(torch.empty(0, 6)), kit.preparer.rows(weight), [(0, 2)], none)
     empty = kit.preparer.rows(Weight(weight.values[..., :0], "float32"))
@@ -188,6 +242,32 @@ def test_tiles_that_differ_in_a_bit_are_not_used(kit, device, monkeypatch, caplo
     assert not kit.module.tiles_are_alike(torch.float16, device) and "only narrow ones" in caplog.text
     products = kit.module.Products(device, reproducible=True)
     weight = kit.preparer.columns([random_weight(np.random.default_rng(8), "float16", 1, 5, 4)])
-    products.linear(torch.ones(100, 4, dtype=torch.float16, device=device), weight)
+    linear(products, torch.ones(100, 4, dtype=torch.float16, device=device), weight)
     assert used[-1] == kit.module.NARROW
     kit.module.tiles_are_alike.cache_clear()
+
+
+@pytest.mark.parametrize("capability, hip, expected", [((9, 0), None, True), ((8, 9), None, True),
+                                                       ((8, 6), None, False), ((9, 4), "7.0", False)])  # fmt: skip
+def test_fp8_is_multiplied_where_nvidia_does(kit, monkeypatch, capability, hip, expected):
+    from hpcinfer.kernels.gpu import codes
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert codes.has_fp8.__wrapped__(torch.device("cuda", 0)) == expected
+    assert not codes.has_fp8.__wrapped__(torch.device("cpu"))
+
+
+def test_a_library_that_refuses_fp8_is_not_asked(kit, device, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("rowwise scaling is for another GPU")
+
+    monkeypatch.setattr(kit.module, "has_fp8", lambda device: True)
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    with caplog.at_level("DEBUG"):
+        assert not kit.module.has_scaled_products.__wrapped__(device)
+    assert "for another GPU" in caplog.text
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *args, **kwargs: None)
+    assert kit.module.has_scaled_products.__wrapped__(device)
+    monkeypatch.setattr(kit.module, "has_fp8", lambda device: False)
+    assert not kit.module.has_scaled_products.__wrapped__(device)

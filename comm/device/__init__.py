@@ -1,0 +1,1 @@
+"""Arrays of GPUs between ranks: through NCCL or RCCL, or through the MPI."""
