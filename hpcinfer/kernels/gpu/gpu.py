@@ -1,89 +1,33 @@
 """The kernels of one GPU: torch tensors, Triton kernels, and torch's library where the contract is not asked for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.gpu import rows as row_kernels
 from hpcinfer.kernels.gpu.arrays import GpuArrays
 from hpcinfer.kernels.gpu.attention import attend, rows_of_program
 from hpcinfer.kernels.gpu.codes import KINDS
 from hpcinfer.kernels.gpu.graphs import Recorders, Work, graphs_of
 from hpcinfer.kernels.gpu.memory import answers_memory
-from hpcinfer.kernels.gpu.plan import HeadGroups, PlanKey, group_heads
+from hpcinfer.kernels.gpu.plan import PlanKey
+from hpcinfer.kernels.gpu.prepared import Attention, GpuWeights, Head, Mlp, Table
 from hpcinfer.kernels.gpu.probe import gpu_profile
 from hpcinfer.kernels.gpu.products import Products
 from hpcinfer.kernels.gpu.residual import Residuals
 from hpcinfer.kernels.gpu.sampling import GpuFetch, GpuSampling
 from hpcinfer.kernels.gpu.step import DeviceStep, Steps, rows_of_ids, to_device
-from hpcinfer.kernels.gpu.weights import DTYPES, GpuWeight, Preparer, give_back
-from hpcinfer.kernels.parts import Part, side_by_side
-from hpcinfer.kernels.protocol import (
-    AttentionShape,
-    AttentionWeights,
-    Changes,
-    Draw,
-    GrainBest,
-    GrainStats,
-    HeadLayout,
-    LayerWeights,
-    MlpWeights,
-    Scores,
-    StepInput,
-    Weight,
-)
+from hpcinfer.kernels.gpu.weights import DTYPES, GpuWeight
+from hpcinfer.kernels.protocol import Changes, Draw, GrainBest, GrainStats, LayerWeights, Scores, StepInput
 from hpcinfer.kernels.rope import rope_table
 
 _CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
-class _Attention(NamedTuple):
-    """The attention half of a layer."""
-
-    norm: Tensor
-    eps: float
-    window: int
-    qkv: GpuWeight
-    o: GpuWeight
-    rotation: row_kernels.Rotation
-    groups: HeadGroups
-    parts: dict[str, Part]
-
-
-class _Mlp(NamedTuple):
-    """The MLP half of a layer."""
-
-    norm: Tensor
-    eps: float
-    gate_up: GpuWeight
-    down: GpuWeight
-    parts: dict[str, Part]
-
-
-class _Head(NamedTuple):
-    """The last norm and the output head."""
-
-    norm: Tensor
-    eps: float
-    weight: GpuWeight
-    num_grains: int
-    parts: dict[str, Part]
-
-
-class _Table(NamedTuple):
-    """A vocabulary table."""
-
-    weight: GpuWeight
-    parts: dict[str, Part]
-    units: int  # rows of a grain
-
-
-class GpuKernels:
+class GpuKernels(GpuWeights):
     """Implements `Kernels` with Triton on one device. Reproducible ones keep the kernel contract on one type of GPU.
 
     Args:
@@ -101,17 +45,15 @@ class GpuKernels:
         self, device: torch.device, *, reproducible: bool = True, dtype: str = "auto", graphs: bool = True,
         num_sharers: int = 1,
     ) -> None:  # fmt: skip
-        if dtype not in ("auto", *DTYPES):
-            raise ConfigError(f"products in {dtype!r}", expected=f"auto, {', '.join(DTYPES)}")
-        self._device, self.is_reproducible, self._num_sharers = device, reproducible, num_sharers
+        super().__init__(device, dtype)
+        self.is_reproducible, self._num_sharers = reproducible, num_sharers
         _sum_in_float32()
-        self._preparer, self._products = Preparer(device, dtype), Products(device, reproducible)
+        self._products = Products(device, reproducible)
         self._sampling = GpuSampling(device)
         self._residuals = Residuals()
         self._steps = Steps(lambda step: DeviceStep(step, device))
         self._recorders = Recorders(graphs_of(device) if graphs else None, self._steps, device)
         self._table_rows: dict[tuple[tuple[int, ...], tuple[int, ...], int], Tensor] = {}
-        self._groups: dict[HeadLayout, HeadGroups] = {}
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: type of GPU, versions of compilers and libraries, and the digest of a probe."""
@@ -156,14 +98,6 @@ class GpuKernels:
         [there] = self.fetch([array]).wait()
         return there
 
-    def device(self, array: np.ndarray) -> Tensor:
-        """Copy a numpy array to the device."""
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device, copy=True)
-
-    def vector(self, values: np.ndarray) -> Tensor:
-        """Prepare a float32 norm weight or bias."""
-        return self.device(np.asarray(values, np.float32))
-
     def kv_cache(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str
     ) -> row_kernels.KvCache:
@@ -179,60 +113,13 @@ class GpuKernels:
         kind = _CACHE_DTYPES[dtype]
         return 2 * head_size * kind.itemsize + (8 if kind in KINDS else 0)
 
-    def staging(self, num_bytes: int) -> np.ndarray:
-        """Pinned memory, unless it is held by what was read before."""
-        return self._preparer.loader.staging(num_bytes)
-
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Tensor:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
         return self.device(rope_table(max_len, head_size, theta, scaling))
 
-    def keeps_table(self, dtype: str) -> bool:
-        """Never: the table is copied to the device."""
-        return False
-
-    def prepare_table(self, table: Weight) -> _Table:
-        """Prepare a vocabulary table [G, U, D]."""
-        weight, units = self._preparer.table(table), table.values.shape[1]
-        parts = {} if table.dtype == "int4" else {"embed_tokens": Part(weight, units)}
-        return _Table(weight, parts, units)
-
-    def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> _Attention:
-        """Prepare the attention half of a layer: q, k and v side by side."""
-        inputs, groups = (weights.q, weights.k, weights.v), self._group_heads(shape.layout)
-        qkv = self._preparer.columns([each.weight for each in inputs], [each.bias for each in inputs])
-        o = self._preparer.rows(weights.o)
-        q_norm, k_norm = (None if norm is None else self.vector(norm) for norm in (weights.q_norm, weights.k_norm))
-        rotation = row_kernels.Rotation(shape.rope, q_norm, k_norm, shape.eps, groups.head_columns, groups.num_columns)
-        parts = side_by_side(qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
-        parts["o_proj"] = Part(o, o.num_out, is_row=True)
-        return _Attention(self.vector(weights.norm), shape.eps, shape.window, qkv, o, rotation, groups, parts)
-
-    def prepare_mlp(self, weights: MlpWeights, eps: float) -> _Mlp:
-        """Prepare the MLP half of a layer: gate and up side by side."""
-        inputs = (weights.gate, weights.up)
-        gate_up = self._preparer.columns([each.weight for each in inputs], [each.bias for each in inputs])
-        down = self._preparer.rows(weights.down)
-        parts = side_by_side(gate_up, ("gate_proj", "up_proj"), [each.weight for each in inputs])
-        parts["down_proj"] = Part(down, down.num_out, is_row=True)
-        return _Mlp(self.vector(weights.norm), eps, gate_up, down, parts)
-
-    def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> _Head:
-        """Prepare the last norm and the output head, [G, U, D]."""
-        weight = self._preparer.columns([table])
-        parts = {"lm_head": Part(weight, table.values.shape[1])}
-        return _Head(self.vector(norm), eps, weight, table.values.shape[0], parts)
-
-    def give_back(
-        self, prepared: _Attention | _Mlp | _Head | _Table, name: str, units: range, outs: range | None = None
-    ) -> Weight | None:
-        """Units of a prepared weight; None of an int4 vocabulary table, which is kept as float32."""
-        part = prepared.parts.get(name)
-        return None if part is None else give_back(part, units, outs)
-
     @answers_memory
     def embed(
-        self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
+        self, table: Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
     ) -> Tensor:
         """Rows of a vocabulary table; zeros for foreign ids."""
         key = (grain_starts, grain_sizes, table.units)
@@ -250,7 +137,7 @@ class GpuKernels:
 
     @answers_memory
     def attention(
-        self, x: Tensor, layer: _Attention, step: StepInput, cache: row_kernels.KvCache, spans: list[tuple[int, int]],
+        self, x: Tensor, layer: Attention, step: StepInput, cache: row_kernels.KvCache, spans: list[tuple[int, int]],
         out: Tensor | np.ndarray | None = None,
     ) -> list[Tensor]:  # fmt: skip
         """The attention half of a layer: one partial sum [T, D] per tree node of this rank."""
@@ -264,16 +151,16 @@ class GpuKernels:
 
     @answers_memory
     def mlp(
-        self, x: Tensor, layer: _Mlp, spans: list[tuple[int, int]], out: Tensor | np.ndarray | None = None
+        self, x: Tensor, layer: Mlp, spans: list[tuple[int, int]], out: Tensor | np.ndarray | None = None
     ) -> list[Tensor]:
         """The MLP half of a layer: one partial sum [T, D] per tree node of this rank."""
         normed = self._residuals.norm(x, layer.norm, layer.eps, layer.gate_up.normed_dtype)
         return self._sums(self._products.gated(normed, layer.gate_up, layer.down.input_dtype), layer.down, spans, out)
 
-    @answers_memory
     def whole_layers(self, layers: Sequence[LayerWeights], caches: Sequence[object]) -> None:
         """None: layers are run half by half."""
 
+    @answers_memory
     def add_residual(self, x: Tensor, total: Tensor, bias: Tensor | None = None) -> Tensor:
         """x + (total + bias), in place."""
         return self._residuals.add(x, total, bias)
@@ -285,7 +172,7 @@ class GpuKernels:
         return torch.cat(parts)
 
     @answers_memory
-    def logits(self, x: Tensor, rows: np.ndarray, head: _Head) -> Tensor:
+    def logits(self, x: Tensor, rows: np.ndarray, head: Head) -> Tensor:
         """Norm and output head of some rows: [R, G, U]."""
         [indices] = to_device([rows.astype(np.int32)], self._device)
         normed = row_kernels.rms_norm(x, head.norm, head.eps, head.weight.normed_dtype, indices)
@@ -335,10 +222,6 @@ class GpuKernels:
         self._products.sums(x, weight, spans, nodes)
         return list(nodes)
 
-    def _group_heads(self, layout: HeadLayout) -> HeadGroups:
-        if layout not in self._groups:
-            self._groups[layout] = group_heads(layout, self._device)
-        return self._groups[layout]
 
 
 def _sum_in_float32() -> None:
