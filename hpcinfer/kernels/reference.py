@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from hpcinfer.config import RopeScaling
 from hpcinfer.dtypes import dequantise
 from hpcinfer.kernels import reference_math as math
 from hpcinfer.kernels.fp8_weights import FP8_PRODUCTS, without_fp8
+from hpcinfer.kernels.node_memory import NodeMemory
 from hpcinfer.kernels.protocol import (
     AttentionShape,
     AttentionWeights,
@@ -97,15 +98,13 @@ class _Plans(dict[tuple[HeadLayout, int, tuple[int, ...]], AttentionPlan]):
     """Of a batch, by heads, window and shape of the cache."""
 
 
-class ReferenceKernels(ReferenceLogits):
+class ReferenceKernels(NodeMemory, ReferenceLogits):
     """Implements `Kernels` with torch. Several may live in one process, one per thread.
 
     Arrays of [T, G, U] are views of grain-major memory [G, T, U], so that each grain's rows are contiguous.
     """
 
     name = "reference"
-    is_reproducible = True
-    while_waiting: Callable[[], None] | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads != 1:
@@ -128,18 +127,6 @@ class ReferenceKernels(ReferenceLogits):
 
     def bind_workers(self) -> None:
         """Nothing: torch has one pool of threads, which are not bound."""
-
-    def free_bytes(self) -> None:
-        """Arrays are in the node's memory."""
-
-    def total_bytes(self) -> None:
-        """None: arrays are in the node's memory."""
-
-    def trim(self) -> None:
-        """Nothing is kept."""
-
-    def device_arrays(self) -> None:
-        """None: arrays are in the node's memory."""
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
@@ -228,13 +215,6 @@ class ReferenceKernels(ReferenceLogits):
             result[mine] = grain[token_ids[mine] - start]
         return result.add_(0.0)  # -0 becomes 0, as it does when ranks add their zeros
 
-    def run_layers(
-        self, step: StepInput, hidden: Tensor | None, work: Callable[[StepInput, Tensor | None], Tensor],
-        owner: object, *, is_alone: bool,
-    ) -> Tensor:  # fmt: skip
-        """work(step, hidden): nothing is recorded."""
-        return work(step, hidden)
-
     def attention(
         self, x: Tensor, layer: _Attention, step: StepInput, cache: Cache, spans: list[tuple[int, int]],
         out: Tensor | np.ndarray | None = None,
@@ -297,10 +277,6 @@ class ReferenceKernels(ReferenceLogits):
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate * sigmoid(gate) * up."""
         return math.silu_mul(gate.transpose(0, 1), up.transpose(0, 1)).transpose(0, 1)
-
-    def staging(self, num_bytes: int) -> np.ndarray:
-        """Memory like any other."""
-        return np.empty(num_bytes, np.uint8)
 
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> Tensor:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""

@@ -3,29 +3,19 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hpcinfer.config import RopeScaling
-from hpcinfer.dtypes import STORAGE, dequantise
-from hpcinfer.kernels.fp8_weights import FP8, FP8_PRODUCTS
+from hpcinfer.dtypes import STORAGE
+from hpcinfer.kernels.fp8_weights import FP8_PRODUCTS
 from hpcinfer.kernels.logarithm import log
 from hpcinfer.kernels.native.library import Library
-from hpcinfer.kernels.native.packing import Packer, biases, cut
-from hpcinfer.kernels.parts import Part, side_by_side
+from hpcinfer.kernels.native.prepared import NativeWeights, Prepared, Table
+from hpcinfer.kernels.node_memory import NodeMemory
 from hpcinfer.kernels.probe import probe_digest
-from hpcinfer.kernels.protocol import (
-    AttentionShape,
-    AttentionWeights,
-    Changes,
-    GrainBest,
-    GrainStats,
-    LayerWeights,
-    MlpWeights,
-    StepInput,
-    Weight,
-)
+from hpcinfer.kernels.protocol import Changes, GrainBest, GrainStats, LayerWeights, StepInput
 from hpcinfer.kernels.rope import rope_table
 from hpcinfer.kernels.sampling import RowSampling, change_row, compact
 
@@ -34,14 +24,6 @@ logger = logging.getLogger(__name__)
 _VERSION = "native-1"  # changes whenever a bit of a result may
 _PROBED = (("float32", "float32"), ("int8", "int8"), ("int4", "bfloat16"))  # weights and caches
 _PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
-
-
-class Prepared(NamedTuple):
-    """A C struct, what its pointers point to, and which parameters it was prepared from."""
-
-    struct: Any
-    held: tuple[Any, ...]
-    parts: dict[str, Part] = {}  # noqa: RUF012  # never changed
 
 
 class NativeCache:
@@ -55,24 +37,13 @@ class NativeCache:
         return np.frombuffer(self._library.ffi.buffer(self.struct.keys, self.struct.total_bytes), np.uint8)
 
 
-class _Table(NamedTuple):
-    """A vocabulary table as stored; one of int4 or fp8 as float32."""
-
-    weight: Weight
-    stored: str  # dtype
-
-
-class NativeKernels(RowSampling):
+class NativeKernels(NativeWeights, NodeMemory, RowSampling):
     """Implements `Kernels` with the C library. Several may live in one process, each with its own threads."""
 
     name = "native"
-    is_reproducible = True
-    while_waiting: Callable[[], None] | None = None
 
     def __init__(self, library: Library, threads: int = 1) -> None:
-        self._ffi, self._lib, self._library = library.ffi, library.lib, library
-        self._pointer, self._kind, self._owned = library.pointer, library.kind, library.owned
-        self._packer = Packer(library, threads)
+        super().__init__(library, threads)
         self._runtime = self._owned(self._lib.hpc_runtime_new(threads), self._lib.hpc_runtime_free)
         if (found := self._lib.hpc_runtime_threads(self._runtime)) < threads:
             logger.warning("%d threads instead of %d: OMP_THREAD_LIMIT, or a build without OpenMP", found, threads)
@@ -93,18 +64,6 @@ class NativeKernels(RowSampling):
         """Bind the OpenMP team of the calling thread: what it touches first is near those that compute with it."""
         self._library.bind_workers()
 
-    def free_bytes(self) -> None:
-        """Arrays are in the node's memory."""
-
-    def total_bytes(self) -> None:
-        """None: arrays are in the node's memory."""
-
-    def trim(self) -> None:
-        """Nothing is kept."""
-
-    def device_arrays(self) -> None:
-        """None: arrays are in the node's memory."""
-
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Allocate float32, uninitialised, contiguous."""
         return np.empty(shape, np.float32)
@@ -121,10 +80,6 @@ class NativeKernels(RowSampling):
         """The array itself."""
         return array
 
-    def vector(self, values: np.ndarray) -> np.ndarray:
-        """Prepare a norm weight or bias."""
-        return np.array(values, np.float32)
-
     def kv_cache(self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str) -> NativeCache:
         """Allocate K and V of one layer.
 
@@ -139,77 +94,12 @@ class NativeKernels(RowSampling):
         columns = head_size + -(-head_size // 16) * 16
         return columns * STORAGE[dtype].itemsize + (8 if dtype == "int8" else 0)
 
-    def staging(self, num_bytes: int) -> np.ndarray:
-        """Memory like any other."""
-        return np.empty(num_bytes, np.uint8)
-
     def rope_table(self, max_len: int, head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
         """Cosines and sines of every position, [max_len, 2, H / 2]."""
         return rope_table(max_len, head_size, theta, scaling)
 
-    def keeps_table(self, dtype: str) -> bool:
-        """Whether `prepare_table` makes no copy."""
-        return dtype not in ("int4", FP8)
-
-    def prepare_table(self, table: Weight) -> _Table:
-        """Keep a vocabulary table [G, U, D] as stored."""
-        if not self.keeps_table(table.dtype):
-            return _Table(Weight(dequantise(table.values, table.dtype, table.scales), "float32"), table.dtype)
-        return _Table(table._replace(values=np.ascontiguousarray(table.values)), table.dtype)
-
-    def prepare_attention(self, weights: AttentionWeights, shape: AttentionShape) -> Prepared:
-        """Pack the attention half of a layer: q, k and v side by side."""
-        layout, hidden = shape.layout, len(weights.norm)
-        columns = layout.heads_per_grain * layout.head_size
-        inputs = (weights.q, weights.k, weights.v)
-        prepared = self._prepare(
-            "hpc_attention_layer *",
-            {"window": shape.window, "head_size": layout.head_size, "eps": shape.eps, "grains": len(layout.grain_heads),
-             "num_heads": len(layout.kv_of_head), "grain_columns": columns,
-             "num_kv_heads": weights.k.weight.values.shape[0]},
-            qkv=self._packer.columns([linear.weight for linear in inputs], hidden),
-            o=self._packer.rows(weights.o, columns), norm=_float32(weights.norm), qkv_bias=biases(inputs),
-            q_norm=_float32(weights.q_norm), k_norm=_float32(weights.k_norm), rope=_float32(shape.rope),
-            head_columns=_head_columns(layout.grain_heads, layout.head_size, columns),
-            kv_of_head=np.array(layout.kv_of_head, np.int64),
-        )  # fmt: skip
-        lists = self._packer.leave_padding_out(prepared.struct.qkv, prepared.struct.o, layout)
-        parts = side_by_side(prepared.struct.qkv, ("q_proj", "k_proj", "v_proj"), [each.weight for each in inputs])
-        parts["o_proj"] = Part(prepared.struct.o, hidden, is_row=True)
-        return prepared._replace(parts=_kept(parts, weights.o), held=(*prepared.held, *lists))
-
-    def prepare_mlp(self, weights: MlpWeights, eps: float) -> Prepared:
-        """Pack the MLP half of a layer: gate and up side by side."""
-        grains, width = weights.up.weight.values.shape[:2]
-        inputs = (weights.gate, weights.up)
-        prepared = self._prepare(
-            "hpc_mlp_layer *", {"eps": eps, "grains": grains, "width": width},
-            gate_up=self._packer.gated(weights.gate.weight, weights.up.weight, len(weights.norm)),
-            down=self._packer.rows(weights.down, width), norm=_float32(weights.norm),
-            gate_up_bias=biases(inputs, multiple=self._lib.HPC_PANEL),
-        )  # fmt: skip
-        gate_up = prepared.struct.gate_up
-        parts = {"gate_proj": Part(gate_up, width), "up_proj": Part(gate_up, width, gate_up.num_out // 2)}
-        down = Part(prepared.struct.down, len(weights.norm), is_row=True)
-        return prepared._replace(parts=_kept({**parts, "down_proj": down}, weights.down))
-
-    def prepare_head(self, norm: np.ndarray, table: Weight, eps: float) -> Prepared:
-        """Pack the output head, with the last norm."""
-        prepared = self._prepare(
-            "hpc_head *", {"eps": eps, "grains": table.values.shape[0]},
-            weight=self._packer.columns([table], len(norm)), norm=_float32(norm),
-        )  # fmt: skip
-        return prepared._replace(parts=_kept({"lm_head": Part(prepared.struct.weight, table.values.shape[1])}, table))
-
-    def give_back(self, prepared: Any, name: str, units: range, outs: range | None = None) -> Weight | None:
-        """Units of a prepared weight as they were; None of what is kept in another precision."""
-        if isinstance(prepared, Prepared):
-            part = prepared.parts.get(name)
-            return None if part is None else self._packer.give_back(part, units, outs)
-        return cut(prepared.weight, units, outs) if prepared.weight.dtype == prepared.stored else None
-
     def embed(
-        self, table: _Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
+        self, table: Table, grain_starts: tuple[int, ...], grain_sizes: tuple[int, ...], token_ids: np.ndarray
     ) -> np.ndarray:
         """Rows of a vocabulary table; zeros for foreign ids."""
         grains, units, hidden = table.weight.values.shape
@@ -221,13 +111,6 @@ class NativeKernels(RowSampling):
             hidden, starts, sizes, grains, self._pointer("int64_t[]", token_ids), len(token_ids), self._floats(out),
         )  # fmt: skip
         return out
-
-    def run_layers(
-        self, step: StepInput, hidden: np.ndarray | None, work: Callable[[StepInput, np.ndarray | None], np.ndarray],
-        owner: object, *, is_alone: bool,
-    ) -> np.ndarray:  # fmt: skip
-        """work(step, hidden): nothing is recorded."""
-        return work(step, hidden)
 
     def attention(
         self, x: np.ndarray, layer: Prepared, step: StepInput, cache: NativeCache, spans: list[tuple[int, int]],
@@ -335,15 +218,6 @@ class NativeKernels(RowSampling):
         self._lib.hpc_exp(self._runtime, self._floats(out), out.size)
         return out
 
-    def _prepare(self, kind: str, numbers: dict[str, Any], **held: Any) -> Prepared:
-        struct = self._ffi.new(kind, numbers)
-        for name, value in held.items():
-            if isinstance(value, np.ndarray):
-                setattr(struct, name, self._pointer("int64_t[]" if value.dtype == np.int64 else "float[]", value))
-            elif value is not None:
-                setattr(struct, name, value)
-        return Prepared(struct, tuple(held.values()))
-
     def _step(self, step: StepInput) -> Prepared:
         for known, struct in self._steps:
             if known is step:
@@ -366,18 +240,3 @@ class NativeKernels(RowSampling):
 
     def _floats(self, array: np.ndarray) -> Any:
         return self._ffi.from_buffer("float[]", array)
-
-
-def _kept(parts: dict[str, Part], weight: Weight) -> dict[str, Part]:
-    """Where parameters lie, unless they are not kept as they were; `weight` is one of them."""
-    return {} if weight.dtype == FP8 else parts
-
-
-def _float32(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else np.ascontiguousarray(values, np.float32)
-
-
-def _head_columns(grain_heads: tuple[int, ...], head_size: int, columns: int) -> np.ndarray:
-    """First column of each head in [G, U]."""
-    firsts = [grain * columns + i * head_size for grain, count in enumerate(grain_heads) for i in range(count)]
-    return np.array(firsts, np.int64)
