@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
 
 
 class Communicator(Protocol):
@@ -60,8 +63,8 @@ def find_binding() -> Binding | None:
     for make in (_Nccl4py, _Cupy):
         try:
             return make()
-        except (ImportError, OSError, RuntimeError, AttributeError):  # absent, or its library is
-            continue
+        except Exception as error:  # of any binding: it is not there, or has no library, or none that it knows
+            logger.debug("no NCCL by way of %s: %s: %s", make.name, type(error).__name__, error)
     return None
 
 

@@ -90,7 +90,11 @@ class NcclGroup(DeviceGroup):
         self.enqueue(lambda nccl, stream: nccl.broadcast(address, num_bytes, root, stream))
 
     def send(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:
-        """Start sending a contiguous buffer; the receiver of one of the GPU must expect its size."""
+        """Start sending a contiguous buffer; the receiver of one of the GPU must expect its size.
+
+        The stream waits for the receiver's: ranks that all send before they receive wait for one another for ever.
+        `prepare_exchange` is for those.
+        """
         if not self.arrays.owns(buffer):
             return self.group.send(buffer, peer, tag)
         return self._start([(buffer, peer)], [])

@@ -32,11 +32,11 @@ def main() -> None:
         assert np.array_equal(whole.cpu().numpy(), everything), "all_gather"
         peer = (world.rank + 1) % world.size
         if world.size > 1:
-            pending = group.send(mine, peer, 5)
             before = (world.rank - 1) % world.size
             room = torch.empty(counts[before], device=device)
-            group.receive(room, before, 5)
-            group.wait_all([pending])
+            ring = group.prepare_exchange([(mine, peer)], [(room, before)], 5)  # a send of NCCL waits for its receiver
+            ring.start()
+            ring.finish()
             assert np.array_equal(room.cpu().numpy(), part(before)), "send and receive"
     group.check()
     print("nccl" if isinstance(group, NcclGroup) else "staged", flush=True)
