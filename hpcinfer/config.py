@@ -137,12 +137,14 @@ class SamplingParams:
         """Log-probabilities of the prompt's own tokens are asked for (echo with logprobs)."""
         return self.echo and self.logprobs is not None
 
+    @property
+    def needs_seen_ids(self) -> bool:
+        """Whether the logits behind a token depend on which tokens came before it, besides by the model."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
     def adjusts_logits(self, num_output: int) -> bool:
         """Whether the logits behind so many output tokens are changed before a token is chosen."""
-        return bool(
-            self.logit_bias or self.presence_penalty or self.frequency_penalty
-            or self.repetition_penalty != 1.0 or num_output < self.min_tokens
-        )
+        return bool(self.logit_bias or self.needs_seen_ids or num_output < self.min_tokens)
 
     def validate(self) -> None:
         """Check ranges.

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         choices=("none", "int8", "fp8", "int4"),
         default="none",
-        help="store weights as codes with scales (default: none); embeddings and output head become int8 in any case",
+        help="store weights as codes with scales (default: none); embeddings and output head become int8",
     )
     parser.add_argument(
         "--calibration",

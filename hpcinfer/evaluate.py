@@ -97,7 +97,7 @@ class _Result:
 
 
 def _evaluate(world: "World", options: EvaluateOptions) -> list[_Result]:
-    from hpcinfer.engine.placement import make_kernels
+    from hpcinfer.engine.placement import check_sharing, make_kernels
 
     mesh = on_all(world, lambda: _check(world, options))
     same_everywhere(world, dataclasses.asdict(options), "the options")
@@ -106,6 +106,8 @@ def _evaluate(world: "World", options: EvaluateOptions) -> list[_Result]:
     stores = [_open_store(world, model, options) for model in options.models]
     tokenizer, windows = _read_windows(world, stores, options)
     kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
+    if options.model.device == "cuda":
+        check_sharing(world, kernels, options.model.ranks_per_gpu)
     same_everywhere(world, kernels.profile(), "the numerics profiles")
     results = []
     for model, store in zip(options.models, stores, strict=True):

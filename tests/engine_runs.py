@@ -44,6 +44,18 @@ def make_requests(count=12):
 REQUESTS = make_requests()
 
 
+class StoppingFrontend(ListFrontend):
+    """Stops after so many looks at it."""
+
+    def __init__(self, requests, num_looks):
+        super().__init__(requests)
+        self.num_looks = num_looks
+
+    def is_stopping(self):
+        self.num_looks -= 1
+        return self.num_looks < 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What an engine made of the requests."""

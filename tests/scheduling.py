@@ -46,6 +46,7 @@ class Simulation:
         self.blocks = BlockManager(self.setting.num_blocks, self.setting.block_size)
         self.scheduler = Scheduler(self.setting.limits, self.blocks, self.metrics)
         self.in_flight: deque[list[Work]] = deque([[] for _ in range(self.setting.limits.num_micro_batches)])
+        self._sampled: dict[int, list[int]] = {}  # by seq_id: tokens that are not committed yet
         self._cache: dict[int, tuple[int, ...]] = {}  # slot -> prefix up to and including its token
         self._digest = hashlib.sha256()
 
@@ -69,19 +70,30 @@ class Simulation:
 
     def _compute(self, work: Work) -> None:
         sequence, size = work.sequence, self.setting.block_size
-        assert work.start == sequence.num_computed < work.stop <= len(sequence.token_ids)
+        coming = self._sampled.setdefault(sequence.seq_id, [])
+        token_ids = sequence.token_ids + coming
+        assert sequence.num_computed <= work.start < work.stop <= len(token_ids)
+        assert self.setting.limits.goes_ahead or (work.start == sequence.num_computed and not coming)
         slots = [sequence.blocks[p // size] * size + p % size for p in range(work.stop)]
-        prefixes = [tuple(sequence.token_ids[: p + 1]) for p in range(work.stop)]
+        prefixes = [tuple(token_ids[: p + 1]) for p in range(work.stop)]
         for position in range(work.start, work.stop):
             self._cache[slots[position]] = prefixes[position]
         assert [self._cache.get(slot) for slot in slots] == prefixes, sequence
         self.scored.update((sequence.request.row, sequence.choice, position) for position in work.scored)
         if work.samples:
-            self.sampled[sequence.request.row, sequence.choice, work.stop - 1] += 1
+            assert work.stop == len(token_ids)
+            coming.append(next_token(token_ids, sequence.choice))
 
     def _commit(self, work: Work) -> None:
         sequence = work.sequence
-        token_id = next_token(sequence) if work.samples else None
+        if sequence.is_finished:
+            state = sequence.token_ids.copy(), self.blocks.num_free
+            self.scheduler.commit(work, None, Finish.NONE)
+            assert (sequence.token_ids, self.blocks.num_free) == state and not sequence.blocks
+            return
+        token_id = self._sampled[sequence.seq_id].pop(0) if work.samples else None
+        if work.samples:
+            self.sampled[sequence.request.row, sequence.choice, work.stop - 1] += 1
         is_last = work.stop >= sequence.num_prompt and sequence.num_output + work.samples >= output_length(sequence)
         self.scheduler.commit(work, token_id, Finish.LENGTH if is_last else Finish.NONE)
         if is_last:
@@ -93,9 +105,12 @@ class Simulation:
         assert len(works) <= limits.max_num_seqs
         assert sum(work.stop - work.start for work in works) <= limits.max_num_batched_tokens
         computing = [work.sequence.seq_id for batch in self.in_flight for work in batch]
-        assert len(set(computing)) == len(computing), "a sequence is in two batches"
+        most = 2 if limits.goes_ahead else 1
+        assert max(Counter(computing).values(), default=0) <= most, "a sequence is in too many batches"
+        assert len({work.sequence.seq_id for work in works}) == len(works)
         assert computing or not scheduler.num_live, "nothing runs and something waits"
-        assert [s.seq_id for s in scheduler.running if s.is_in_flight] == sorted(computing)
+        running = {s.seq_id for s in scheduler.running}
+        assert [s.seq_id for s in scheduler.running if s.is_in_flight] == sorted(running & set(computing))
         self.blocks.check_integrity()
         held = {block for sequence in scheduler.running for block in sequence.blocks}
         assert self.blocks.num_free == self.setting.num_blocks - len(held)
@@ -108,9 +123,9 @@ def output_length(sequence: Sequence) -> int:
     return min(limit, 1 + (7 * sequence.request.row + 3 * sequence.choice) % max(1, limit))
 
 
-def next_token(sequence: Sequence) -> int:
+def next_token(token_ids: list[int], choice: int) -> int:
     """What a make-believe model says: a function of the tokens, with few values, so that prefixes meet."""
-    return (sum(sequence.token_ids) + len(sequence.token_ids) + sequence.choice) % 3
+    return (sum(token_ids) + len(token_ids) + choice) % 3
 
 
 def random_requests(rng: random.Random, setting: Setting, count: int) -> list[Request]:
@@ -124,7 +139,8 @@ def random_requests(rng: random.Random, setting: Setting, count: int) -> list[Re
         scores = rng.random() < 0.3
         max_tokens = rng.randint(0 if scores else 1, max(1, min(setting.max_len - length, 20)))
         logprobs, n = 1 if scores else None, rng.choice((1, 1, 1, 3))
-        params = SamplingParams(max_tokens=max_tokens, n=n, echo=scores, logprobs=logprobs)
+        penalty = rng.choice((0.0, 0.0, 0.0, 0.5))
+        params = SamplingParams(max_tokens=max_tokens, n=n, echo=scores, logprobs=logprobs, presence_penalty=penalty)
         requests.append(Request(row, tuple(prompt), params))
     return requests
 

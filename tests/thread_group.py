@@ -1,6 +1,7 @@
 """Ranks as threads of one process, for tests of what only moves bytes; real MPI is in tests/comm/test_mpi.py."""
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 from typing import Any
@@ -159,6 +160,7 @@ def run_ranks(size: int, work: Callable[[Any], Any]) -> list[Any]:
         try:
             results[rank] = work(ThreadGroup(rank, shared))
         except Exception as error:
+            traceback.print_exc()  # seen where the others then wait for this rank in vain
             results[rank] = error
 
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]

@@ -39,9 +39,14 @@ def _arrives(group: Collectives, arrays: DeviceArrays, length: int) -> bool:
     host[:] = _pattern(group.rank, length)
     arrays.to_device(host, mine)
     arrays.wait(look)
+    pending = []
     try:
-        group.wait_all([group.start_receive(theirs, before, _TAG), group.send(mine, after, _TAG)])
+        pending.append(group.start_receive(theirs, before, _TAG))
+        pending.append(group.send(mine, after, _TAG))
+        group.wait_all(pending)
     except (TypeError, ValueError, BufferError):  # of mpi4py: it cannot see such memory
+        for each in pending:
+            each.cancel()
         return False
     arrays.to_host(theirs, host)
     arrays.wait(look)

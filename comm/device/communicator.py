@@ -173,6 +173,6 @@ def _error_of(work: Callable[[], object]) -> str:
     """What a call raises, as text; empty if nothing."""
     try:
         work()
-    except RuntimeError as error:
-        return str(error) or type(error).__name__
+    except Exception as error:  # cupy has no words for the newest codes, and fails with a KeyError
+        return f"{type(error).__name__}: {error}"
     return ""

@@ -141,7 +141,7 @@ class _Joining:
             self._error = f"{type(error).__name__}: {error}"
 
     def _connect(self, nccl: Communicator) -> None:
-        """Exchange a float between all ranks, and wait for it."""
+        """Exchange a float between all ranks in all ways, and wait: NCCL may connect ranks at the first use."""
         arrays, group = self._staged.arrays, self._staged.group
         address, stream = arrays.address(room := arrays.empty(group.size + 1)), arrays.stream()
         nccl.group_start()
@@ -150,5 +150,8 @@ class _Joining:
                 nccl.send(address + 4 * group.size, 4, peer, stream)
                 nccl.receive(address + 4 * peer, 4, peer, stream)
         nccl.group_end()
+        nccl.all_reduce(address, address, 1, stream)
+        nccl.broadcast(address, 4, 0, stream)
+        nccl.all_gather(address + 4 * group.size, address, 4, stream)
         arrays.wait(lambda: None)
         del room

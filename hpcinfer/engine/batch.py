@@ -17,6 +17,11 @@ class LogitRow(NamedTuple):
     position: int  # of the token that the logits come from
     samples: bool  # whether the next token is to be sampled; else the next prompt token is scored
 
+    @property
+    def num_output(self) -> int:
+        """Output tokens up to this one, known or not."""
+        return self.position + 1 - self.sequence.num_prompt
+
 
 class Batch(NamedTuple):
     """What one step computes."""
@@ -31,8 +36,14 @@ class Batch(NamedTuple):
         return len(self.step.token_ids)
 
 
-def build_batch(works: list[Work], block_size: int) -> Batch:
-    """Pack works, at least one, in order."""
+def build_batch(works: list[Work], block_size: int, before: Batch | None = None) -> Batch:
+    """Pack works, at least one, in order.
+
+    Args:
+        works: of the batch.
+        block_size: tokens of a KV block.
+        before: the last batch, if it is in flight and samples tokens that this one is to compute.
+    """
     sequences, starts, stops = zip(*works, strict=True)
     first, last = np.array(starts, np.int64), np.array(stops, np.int64)
     counts = last - first
@@ -44,7 +55,7 @@ def build_batch(works: list[Work], block_size: int) -> Batch:
     entries = np.repeat(table_starts[:-1], counts) + positions // block_size
     rows, logit_tokens = _logit_rows(works, offsets.tolist())
     step = StepInput(
-        token_ids=_token_ids(works, len(positions)),
+        token_ids=_token_ids(works, len(positions), _kept_ids(before)),
         positions=positions,
         slots=tables[entries] * block_size + positions % block_size,
         query_starts=query_starts,
@@ -63,9 +74,15 @@ def _running_sum(counts: list[int] | np.ndarray) -> np.ndarray:
     return starts
 
 
-def _token_ids(works: list[Work], num_tokens: int) -> np.ndarray:
-    parts = (sequence.token_ids[start:stop] for sequence, start, stop in works)
+def _token_ids(works: list[Work], num_tokens: int, kept: dict[int, list[int]]) -> np.ndarray:
+    parts = (sequence.token_ids[start:stop] or kept[sequence.seq_id] for sequence, start, stop in works)
     return np.fromiter(chain.from_iterable(parts), np.int64, num_tokens)
+
+
+def _kept_ids(batch: Batch | None) -> dict[int, list[int]]:
+    """What stands for the tokens that a batch samples (see `StepInput`), by seq_id."""
+    rows = batch.rows if batch is not None else []
+    return {row.sequence.seq_id: [-1 - place] for place, row in enumerate(rows) if row.samples}
 
 
 def _logit_rows(works: list[Work], offsets: list[int]) -> tuple[list[LogitRow], list[int]]:

@@ -56,7 +56,7 @@ class BlockManager:
             self._references[block] += 1
             sequence.blocks.append(block)
         sequence.num_remembered = len(sequence.blocks)
-        sequence.num_computed = len(sequence.blocks) * self.block_size
+        sequence.num_computed = sequence.num_scheduled = len(sequence.blocks) * self.block_size
 
     def announce(self, sequence: Sequence) -> None:
         """Say that the sequence is going to compute all its tokens; holds until it has, or is released."""
@@ -86,7 +86,10 @@ class BlockManager:
         sequence.num_remembered = num_full
 
     def release(self, sequence: Sequence) -> None:
-        """Take all blocks back, last ones first, so that prefixes stay longest."""
+        """Take all blocks back, last ones first, so that prefixes stay longest.
+
+        A device may still have to write to the last one, of a token behind the end: whoever gets it next writes later.
+        """
         for block in reversed(sequence.blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -94,7 +97,7 @@ class BlockManager:
         for digest in sequence.block_hashes[sequence.num_remembered :]:
             self._withdraw(sequence, digest)
         del sequence.blocks[:]
-        sequence.num_computed = sequence.num_remembered = 0
+        sequence.num_computed = sequence.num_scheduled = sequence.num_remembered = 0
 
     def check_integrity(self) -> None:
         """Assert that every block is either held or free, once."""

@@ -5,7 +5,8 @@
 With pp stages, pp micro-batches are in flight: stage s computes micro-batch k while stage s + 1 computes k - 1. More of
 them (`--micro-batches`) keep stages busy while hidden states travel; the record then holds the results of an older one.
 A device computes behind the loop: results of a micro-batch are waited for when the record that holds them is due, so
-that with two of them the next one is scheduled and enqueued while this one runs.
+that with two of them the next one is scheduled and enqueued while this one runs. It may hold the same sequences: the
+device keeps the ids that it samples.
 """
 
 from collections import deque
@@ -45,7 +46,9 @@ class Engine:
             self._apply(record, leader)
             with self._metrics.phase("scheduling"):
                 works = self._scheduler.schedule(record.num_tokens)
-                batch = build_batch(works, self._scheduler.blocks.block_size) if works else None
+                before = self._in_flight[-1] if self._scheduler.limits.goes_ahead else None
+                batch = build_batch(works, self._scheduler.blocks.block_size, before) if works else None
+            is_idle = not any(self._in_flight)
             self._in_flight.append(batch)
             self._metrics.peak("micro_batches", sum(b is not None for b in self._in_flight))
             if batch is not None:
@@ -53,7 +56,7 @@ class Engine:
             self._step += 1
             if record.token_ids:
                 self._note_step(record, batch)
-            else:
+            elif is_idle:
                 self._metrics.timeline.pause()
             if each_step is not None:
                 each_step()

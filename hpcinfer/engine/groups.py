@@ -11,11 +11,13 @@ from hpcinfer.comm.node.opening import open_channel
 from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tree import TreeReducer
+from hpcinfer.comm.waiting import turn_meanwhile
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.mesh import Mesh
 
 if TYPE_CHECKING:
+    from hpcinfer.comm.device.arrays import DeviceArrays
     from hpcinfer.comm.device.group import DeviceGroup
     from hpcinfer.comm.protocol import Collectives
 
@@ -35,7 +37,13 @@ class Groups:
     def close(self) -> None:
         """Let go of messages and of shared memory: it is over for this rank, as after a death. Not collective."""
         self.reducer.close()
-        for each in (self.stage, self.replica, self.stage_arrays, self.replica_arrays):
+        for each in (self.stage, self.replica):
+            each.close()
+        self.close_arrays()
+
+    def close_arrays(self) -> None:
+        """Let go of what GPUs talk through: they are done, or a rank has died. Not collective."""
+        for each in (self.stage_arrays, self.replica_arrays):
             if each is not None:
                 each.close()
 
@@ -45,6 +53,7 @@ class Groups:
         Raises:
             RankFailedError: one does not.
         """
+        turn_meanwhile()
         for each in (self.stage_arrays, self.replica_arrays):
             if each is not None:
                 each.check()
@@ -67,13 +76,24 @@ def open_groups(
     """
     tp_group, arrays = replica.split(mesh.coord(replica.rank).pp, replica.rank), kernels.device_arrays()
     if arrays is not None:
-        most_elements = (hidden_shape[0] + _PADDING) * hidden_shape[1]
-        sums = open_device_group(tp_group, arrays)
-        reducer = TreeReducer(sums, grains, kernels.empty, selector, arrays=arrays, most_elements=most_elements,
-                              exact=kernels.is_reproducible)  # fmt: skip
-        stages = sums if mesh.pp == 1 else open_device_group(replica, arrays)
-        return Groups(reducer, Operations(tp_group), Operations(replica), sums, stages)
+        return _open_device_groups(replica, tp_group, mesh, grains, kernels, arrays, selector, hidden_shape)
     room_bytes = 4 * prod(hidden_shape) * max(len(subtrees(run)) for run in grain_runs(grains, mesh.tp))
     reducer = TreeReducer(tp_group, grains, kernels.empty, selector, room_bytes)
     channel = reducer.channel if mesh.pp == 1 else open_channel(replica, is_for_messages=True)
     return Groups(reducer, Operations(tp_group, reducer.channel, selector), Operations(replica, channel, selector))
+
+
+def _open_device_groups(
+    replica: Collectives, tp_group: Collectives, mesh: Mesh, grains: int, kernels: Kernels, arrays: DeviceArrays,
+    selector: Selector, hidden_shape: tuple[int, int],
+) -> Groups:  # fmt: skip
+    most_elements = (hidden_shape[0] + _PADDING) * hidden_shape[1]
+    sums = open_device_group(tp_group, arrays)
+    try:
+        reducer = TreeReducer(sums, grains, kernels.empty, selector, arrays=arrays, most_elements=most_elements,
+                              exact=kernels.is_reproducible)  # fmt: skip
+        stages = sums if mesh.pp == 1 else open_device_group(replica, arrays)
+    except BaseException:
+        sums.close()
+        raise
+    return Groups(reducer, Operations(tp_group), Operations(replica), sums, stages)

@@ -102,6 +102,8 @@ class Leader:
             return verdicts
 
     def _verdict(self, work: Work, results: list[RowResult]) -> tuple[int, Finish]:
+        if work.sequence.is_finished:  # by the work before
+            return NO_TOKEN, Finish.NONE
         finish = self.outputs.extend(work, results)
         token_id = results[-1].token_id if work.samples else NO_TOKEN
         if self.first_token_time is None and work.samples:

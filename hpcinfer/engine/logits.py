@@ -30,10 +30,10 @@ def uniform(seed: int, row: int, choice: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def changes_for(sequence: Sequence, eos_ids: tuple[int, ...], ids: range) -> Changes:
-    """What min_tokens, logit_bias and penalties do to the logits of these ids."""
+def changes_for(sequence: Sequence, num_output: int, eos_ids: tuple[int, ...], ids: range) -> Changes:
+    """What min_tokens, logit_bias and penalties do to the logits of these ids behind so many output tokens."""
     params = sequence.request.sampling
-    forbids = sequence.num_output < params.min_tokens
+    forbids = num_output < params.min_tokens
     forbidden = _inside((*eos_ids, *params.stop_token_ids) if forbids else (), ids)
     seen = _inside(sequence.token_ids if params.repetition_penalty != 1.0 else (), ids)
     output = _inside(sequence.output_ids if params.presence_penalty or params.frequency_penalty else (), ids)

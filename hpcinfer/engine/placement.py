@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 
+from hpcinfer.agree import on_all
 from hpcinfer.comm.launcher import read_launch
+from hpcinfer.comm.protocol import Collectives
 from hpcinfer.config import ModelOptions
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels import GpuOptions, Placement, create_kernels
@@ -22,10 +24,34 @@ def make_kernels(options: ModelOptions, threads: int | None) -> Kernels:
     """
     if options.kv_cache_dtype == "fp8" and options.device != "cuda":
         raise ConfigError("--kv-cache-dtype fp8 on CPUs", expected="a GPU", hint="int8 takes as many bytes")
+    if options.ranks_per_gpu < 1:
+        raise ConfigError(f"--ranks-per-gpu {options.ranks_per_gpu}", expected="at least 1")
     launch, count = read_launch(os.environ), resolve_threads(threads, os.environ)
     placement = Placement(count, 0 if launch.size == 1 else launch.local_rank, launch.local_size)
     gpu = GpuOptions(resolve_dtype(options), options.reproducible, options.cuda_graphs, options.ranks_per_gpu)
     return create_kernels(options.kernels, options.device, placement, gpu)
+
+
+def check_sharing(world: Collectives, kernels: Kernels, ranks_per_gpu: int) -> None:
+    """Check that no GPU has more ranks than were asked for, as where each rank sees one and the same.
+
+    Collective over the world.
+
+    Raises:
+        ConfigError: one has.
+    """
+    arrays = kernels.device_arrays()
+    gpu = arrays.gpu_id if arrays is not None and kernels.free_bytes() is not None else ""
+    sharers = [rank for rank, told in enumerate(world.all_gather_bytes(gpu.encode())) if told and told == gpu.encode()]
+
+    def check() -> None:
+        if len(sharers) > ranks_per_gpu:
+            raise ConfigError(
+                f"ranks {', '.join(map(str, sharers))} have one GPU, {gpu}", expected=f"{ranks_per_gpu} on each",
+                hint="srun --gpus-per-task=1, fewer ranks on a node, or --ranks-per-gpu",
+            )
+
+    on_all(world, check)
 
 
 def resolve_dtype(options: ModelOptions) -> str:

@@ -61,12 +61,14 @@ class Sampler:
         grains: of the vocabulary.
         seed: of all requests that have none.
         arrays: the same ranks, where arrays are in the memory of devices.
+        keeps_ids: whether the next batch may compute tokens that are sampled, before they are fetched; of one rank.
     """
 
     def __init__(
         self, kernels: Kernels, group: Operations, vocab_size: int, grains: int, seed: int,
-        arrays: Gathers | None = None,
+        arrays: Gathers | None = None, *, keeps_ids: bool = False,
     ) -> None:  # fmt: skip
+        self._keeps_ids = keeps_ids
         self._kernels, self._group, self._seed, self._arrays = kernels, group, seed, arrays or group
         self._shards = VocabShards(grain_ranges(vocab_size, grains), grain_runs(grains, group.size))
         self._run = self._shards.runs[group.rank]
@@ -87,6 +89,10 @@ class Sampler:
         is_short = set(short)
         long = [i for i in range(len(rows)) if i not in is_short] if len(short) < len(rows) else []
         drawn = self._drawn(self._take(logits, long), [rows[i] for i in long], eos_ids) if long else []
+        if self._keeps_ids:
+            for ids, kept in ((best[1:], short), (drawn[:1], long)):
+                if kept:
+                    self._kernels.keep_ids(ids[0], kept)
         fetch = self._kernels.fetch([*best, *drawn])
         return Sampling(rows, short, long, fetch, self._group, self._first_id)
 
@@ -95,8 +101,8 @@ class Sampler:
         ids, changes = self._shards.ids(self._run), dict[int, Changes]()
         for i in short:
             sequence = rows[i].sequence
-            if not sequence.takes_best and sequence.request.sampling.adjusts_logits(sequence.num_output):
-                changes[i] = changes_for(sequence, eos_ids, ids)
+            if not sequence.takes_best and sequence.request.sampling.adjusts_logits(rows[i].num_output):
+                changes[i] = changes_for(sequence, rows[i].num_output, eos_ids, ids)
         best = self._kernels.argmax(logits, self._shards.sizes(self._run), changes)
         return [self._take(each, short) for each in best]
 
@@ -121,7 +127,8 @@ class Sampler:
         params = request.sampling
         if not row.samples:
             return Draw(0.0, known_id=request.prompt_ids[row.position + 1])
-        changes = changes_for(sequence, eos_ids, ids) if params.adjusts_logits(sequence.num_output) else None
+        num_output = row.num_output
+        changes = changes_for(sequence, num_output, eos_ids, ids) if params.adjusts_logits(num_output) else None
         seed = self._seed if params.seed is None else params.seed
         u = uniform(seed, request.row, sequence.choice, row.position + 1)
         return Draw(params.temperature, params.top_k, params.top_p, params.min_p, u, changes=changes)

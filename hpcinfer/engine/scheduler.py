@@ -1,8 +1,9 @@
 """The scheduler: which tokens of which sequences make the next batch. Integers only, replicated on every rank.
 
 Decides from replicated data and ordered containers alone: no clock, no set, no hash order. Sequences of
-micro-batches in flight are left alone until their step record is committed. What several sequences begin with is
-computed once: one of them computes it, the others wait and are passed by those behind them.
+micro-batches in flight are left alone until their step record is committed, unless a device keeps the ids that it
+samples: then the next token of a sequence may be computed before anybody knows which one it is. What several sequences
+begin with is computed once: one of them computes it, the others wait and are passed by those behind them.
 """
 
 from bisect import bisect_left, insort
@@ -30,8 +31,8 @@ class Work(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether the next token is to be sampled after the last one."""
-        sequence = self.sequence
-        return self.stop == len(sequence.token_ids) and sequence.request.sampling.max_tokens > 0
+        sequence = self.sequence  # whose last token may be under way when this begins
+        return self.stop >= len(sequence.token_ids) and sequence.request.sampling.max_tokens > 0
 
     @property
     def scored(self) -> range:
@@ -54,6 +55,7 @@ class Limits:
     max_num_batched_tokens: int  # tokens of one batch
     num_micro_batches: int = 1  # batches in flight
     num_shares: int = 0  # batches that few sequences are shared out to, so that each stage has one; 0 is all in flight
+    goes_ahead: bool = False  # whether sequences of the last batch may be in the next one, which needs two in flight
 
     @property
     def max_running(self) -> int:
@@ -71,6 +73,7 @@ class _Draft:
     num_tokens: int = 0
     num_decodes: int = 0  # works behind their prompt
     num_chunks: int = 0  # works that end inside their prompt
+    lacks_blocks: bool = False  # a sequence waits for those of others that are in flight: these must not go ahead
 
     @property
     def room(self) -> int:
@@ -78,9 +81,9 @@ class _Draft:
         return self.tokens_left if self.sequences_left > 0 else 0
 
     def add(self, sequence: Sequence, stop: int) -> None:
-        """Take in what a sequence has not computed of its first `stop` tokens; it is in flight now."""
-        work = Work(sequence, sequence.num_computed, stop)
-        sequence.is_in_flight = True
+        """Take in what is neither computed nor in flight of a sequence's first `stop` tokens; it is in flight now."""
+        work = Work(sequence, sequence.num_scheduled, stop)
+        sequence.num_scheduled = stop
         self.works.append(work)
         self.tokens_left -= stop - work.start
         self.num_tokens += stop - work.start
@@ -122,7 +125,10 @@ class Scheduler:
         for sequence in list(self.running):
             if draft.room == 0:
                 break
-            if not sequence.is_in_flight and sequence.blocks:  # without: preempted a moment ago, by one before it
+            if sequence.num_scheduled > sequence.num_computed:  # in flight
+                if self.limits.goes_ahead and not draft.lacks_blocks and _may_go_ahead(sequence):
+                    self._schedule_ahead(sequence, draft)
+            elif sequence.blocks:  # without: preempted a moment ago, by one before it
                 self._schedule_running(sequence, draft)
         if self._metrics.counts["preemptions"] == preemptions:
             self._admit_waiting(draft)
@@ -132,13 +138,16 @@ class Scheduler:
     def commit(self, work: Work, token_id: int | None, finish: Finish) -> None:
         """Take over the result of one work: tokens computed, perhaps a token sampled, perhaps the end."""
         sequence = work.sequence
-        sequence.is_in_flight = False
+        if sequence.is_finished:  # by the work before, which was not known when this one began
+            self._metrics.count("wasted_tokens", work.stop - work.start)
+            return
         sequence.num_computed = work.stop
         sequence.num_scored = max(sequence.num_scored, min(work.stop + 1, sequence.num_prompt))
         self.blocks.remember(sequence)
         if token_id is not None:
             sequence.token_ids.append(token_id)
         if finish is not Finish.NONE:
+            sequence.is_finished = True
             self.blocks.release(sequence)
             self._stop_running(sequence)
 
@@ -164,6 +173,16 @@ class Scheduler:
         stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
         if self._make_room(sequence, stop):
             self._take(sequence, stop, draft)
+        else:
+            draft.lacks_blocks = True
+
+    def _schedule_ahead(self, sequence: Sequence, draft: _Draft) -> None:
+        """Take in the token that is being sampled; nobody is preempted for it."""
+        stop = sequence.num_scheduled + 1
+        if self.blocks.can_grow(sequence, stop):
+            self._take(sequence, stop, draft)
+        else:
+            draft.lacks_blocks = True
 
     def _take(self, sequence: Sequence, stop: int, draft: _Draft) -> None:
         self.blocks.grow(sequence, stop)
@@ -237,6 +256,17 @@ def _resumable(sequences: list[Sequence]) -> Request:
     request = sequences[0].request
     is_told = len(sequences) == request.sampling.n and request.sampling.logprobs is None
     return replace(request, resumed=tuple(tuple(each.output_ids) for each in sequences) if is_told else ())
+
+
+def _may_go_ahead(sequence: Sequence) -> bool:
+    """Whether the token that is sampled behind a sequence in flight is not its last one by length, and need not be
+    known for the one behind it to be chosen. It may turn out to end the sequence."""
+    params, num_scheduled = sequence.request.sampling, sequence.num_scheduled
+    return (
+        num_scheduled == len(sequence.token_ids)
+        and num_scheduled + 1 - sequence.num_prompt < params.max_tokens
+        and not params.needs_seen_ids
+    )
 
 
 def _shares(sequence: Sequence) -> bool:

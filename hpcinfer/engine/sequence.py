@@ -19,6 +19,7 @@ class Sequence:
 
         token_ids   [0 ........ num_prompt ........ len)
         K and V     [0 ...... num_computed)              in `blocks`
+        in flight   [num_computed .. num_scheduled)      up to a token behind len, which a device samples meanwhile
         scored      [0 .. num_scored)                    prompt tokens whose log-probability is known
     """
 
@@ -27,14 +28,19 @@ class Sequence:
         self.request, self.choice = request, choice
         self.token_ids = [*request.prompt_ids, *(request.resumed[choice] if request.resumed else ())]
         self.num_prompt = len(request.prompt_ids)
-        self.num_computed = 0
+        self.num_computed = self.num_scheduled = 0
         self.num_scored = 1 if request.sampling.scores_prompt else self.num_prompt
         self.blocks = array("q")  # of which batches copy the bytes
         self.block_hashes: list[bytes] = []
         self.num_remembered = 0  # leading blocks that are offered for reuse
-        self.is_in_flight = False
+        self.is_finished = False  # perhaps with a work in flight, which comes to nothing
         params = request.sampling  # whether each token is that of the largest logit, and nothing else is asked for
         self.takes_best = params.is_greedy and params.logprobs is None and not params.adjusts_logits(0)
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether some of its tokens are being computed."""
+        return self.num_scheduled > self.num_computed
 
     @property
     def num_output(self) -> int:

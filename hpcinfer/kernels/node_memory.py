@@ -12,6 +12,7 @@ class NodeMemory:
 
     is_reproducible = True
     while_waiting: Callable[[], None] | None = None
+    num_kept_ids = 0
 
     def free_bytes(self) -> None:
         """None: what is free is for the node to say."""
@@ -24,6 +25,9 @@ class NodeMemory:
 
     def device_arrays(self) -> None:
         """None: any rank of the node may reach arrays."""
+
+    def keep_ids(self, ids: Array, rows: list[int]) -> None:
+        """Nothing is kept: the host knows all ids."""
 
     def staging(self, num_bytes: int) -> np.ndarray:
         """Memory like any other."""

@@ -29,7 +29,7 @@ class StepInput:
     [query_starts[s], query_starts[s + 1]), which are the last ones of its first context_lens[s] tokens.
     All arrays are int64 and contiguous."""
 
-    token_ids: np.ndarray  # [T]
+    token_ids: np.ndarray  # [T]; below 0: -1 - row of an id that `Kernels.keep_ids` keeps
     positions: np.ndarray  # [T]
     slots: np.ndarray  # [T]: where K and V of each token go, block * block size + offset
     query_starts: np.ndarray  # [S + 1]
@@ -166,6 +166,7 @@ class Kernels(Protocol):
     name: str
     is_reproducible: bool  # whether the contract is kept; only kernels of GPUs may be told not to
     while_waiting: Callable[[], None] | None  # called while a device is waited for; raises where a rank has died
+    num_kept_ids: int  # rows that `keep_ids` has room for; 0 where the host knows all ids at once
 
     def profile(self) -> dict[str, str]:
         """Describe what fixes the bits: kernel set, library versions, and the digest of a short probe."""
@@ -253,7 +254,8 @@ class Kernels(Protocol):
     ) -> Array:
         """Rows of a vocabulary table; zeros for ids of other ranks' grains, and never -0. Returns [T, D].
 
-        `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain."""
+        `grain_starts` and `grain_sizes` are the first id and the true number of ids of each local grain. Ids below 0
+        stand for those that are kept (see `StepInput`)."""
 
     def run_layers(
         self, step: StepInput, hidden: Array | None, work: Callable[[StepInput, Array | None], Array], owner: object,
@@ -321,6 +323,11 @@ class Kernels(Protocol):
     def score(self, logits: Array, grain_sizes: tuple[int, ...], ids: Array, num_top: int) -> Scores:
         """What log-probabilities of an id int64 of each row of [R, G, U] over all grains are made of, and of the most
         likely ones: all ids, if there are fewer than `num_top`."""
+
+    def keep_ids(self, ids: Array, rows: list[int]) -> None:
+        """Keep ids int64 that were chosen, each at a row (ascending), for `embed` of the next batch.
+
+        Without waiting for them. Rows that are not given keep what they have."""
 
     def fetch(self, arrays: list[Array]) -> Fetch:
         """Start bringing small arrays to the host, without waiting for them."""

@@ -42,7 +42,7 @@ class Fitting:
         """Compute half a layer: a partial sum [T, D] per node. Not collective.
 
         Raises:
-            ConfigError: there is no memory for a single token.
+            ConfigError: there is no memory for a single token, or for all sums.
         """
         return self._nodes(half, x, step, self._room((num_nodes, *x.shape)))
 
@@ -50,13 +50,13 @@ class Fitting:
         """Logits of some rows of x [T, D]: [R, G, U]. Not collective.
 
         Raises:
-            ConfigError: there is no memory for a single row.
+            ConfigError: there is no memory for a single row, or for all logits.
         """
         try:
             return self._kernels.logits(x, rows, head)
         except MemoryError:
             middle = self._cut(len(rows))
-        return self._kernels.join([self.logits(x, rows[:middle], head), self.logits(x, rows[middle:], head)])
+        return self._join([self.logits(x, rows[:middle], head), self.logits(x, rows[middle:], head)])
 
     def _nodes(self, half: Half, x: Array, step: StepInput, room: Array | None) -> list[Array]:
         if self._most_tokens is None or len(step.positions) <= self._most_tokens:
@@ -67,7 +67,16 @@ class Fitting:
         first, second = pieces(step)
         middle = len(first.positions)
         found = self._nodes(half, x[:middle], first, None), self._nodes(half, x[middle:], second, None)
-        return [self._kernels.join(list(parts)) for parts in zip(*found, strict=True)]
+        return [self._join(list(parts)) for parts in zip(*found, strict=True)]
+
+    def _join(self, parts: list[Array]) -> Array:
+        try:
+            return self._kernels.join(parts)
+        except MemoryError as error:
+            raise ConfigError(
+                f"no memory for what {sum(map(len, parts))} tokens come to", expected="memory beside the KV cache",
+                hint="lower --kv-cache-memory or --max-num-batched-tokens",
+            ) from error
 
     def _cut(self, count: int) -> int:
         """Half of what did not fit."""

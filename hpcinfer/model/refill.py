@@ -108,6 +108,10 @@ class Refill:
         self._rate = Rate()  # of the store
         self.num_bytes: Counter[str] = Counter(own=0, sister=0, store=0)  # that have come, by source
 
+    def forget(self) -> None:
+        """Let go of all holders: what is read from now on comes from the store. Not collective."""
+        self._holders = ()
+
     def read(self, name: str, units: range | None = None) -> tuple[np.ndarray, str]:
         """Values [units, ...] as stored, and their dtype."""
         values, dtype = self._store.read(name, units)

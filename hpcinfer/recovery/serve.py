@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,9 +81,11 @@ class Serving:
         load = partial(self.loading.load, self.kernels, self.options.metrics)
         return build_replica(group, place.mesh, self.store, self.kernels, self.options, load)
 
-    def build(self, group: Collectives, mesh: Mesh, source: WeightSource) -> Replica:
+    def build(
+        self, group: Collectives, mesh: Mesh, source: WeightSource, on_loaded: Callable[[], None]
+    ) -> Replica:
         """Load this rank's part of a replica again. Collective over the replica."""
-        replica = build_replica(group, mesh, source, self.kernels, self.options)
+        replica = build_replica(group, mesh, source, self.kernels, self.options, on_loaded=on_loaded)
         self.loading.release()
         self.store.close()
         return replica

@@ -22,7 +22,7 @@ from hpcinfer.data.tokenizer import TokenizerSource
 from hpcinfer.data.versions import find_libraries
 from hpcinfer.data.versions import profile as data_profile
 from hpcinfer.engine.options import ReplicaOptions, check_engine_options, resolve_max_model_len
-from hpcinfer.engine.placement import make_kernels, resolve_cache_dtype, resolve_dtype
+from hpcinfer.engine.placement import check_sharing, make_kernels, resolve_cache_dtype, resolve_dtype
 from hpcinfer.errors import ConfigError
 from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.model.shard import shard_plan
@@ -136,6 +136,8 @@ def _set_up(
         kernels = on_all(world, lambda: make_kernels(options.model, options.engine.threads))
         store = found or open_store(ensure_store(located, world), world, options.model.stage)
         store.allocate = kernels.staging
+    if options.model.device == "cuda":
+        check_sharing(world, kernels, options.model.ranks_per_gpu)
     dtypes = {"dtype": resolve_dtype(options.model), "kv_cache": resolve_cache_dtype(options.model)}
     profile = {**kernels.profile(), **data_profile(on_root(world, find_libraries)), **dtypes}
     same_everywhere(world, profile, "the numerics profiles")

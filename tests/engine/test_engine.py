@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from engine_runs import MAX_LEN, REQUESTS, SEED, lead, make_replica, run_engine, run_mesh
+from engine_runs import MAX_LEN, REQUESTS, SEED, StoppingFrontend, lead, make_replica, run_engine, run_mesh
 from stages import run_replica
 
 from hpcinfer.comm.serial import SerialGroup
@@ -51,7 +51,8 @@ def naive_choice(store, request, choice):
     while sequence.num_output < params.max_tokens:
         [logits] = run_replica(store, [np.array(sequence.token_ids)], block_size=128)
         u = uniform(seed, request.row, choice, len(sequence.token_ids))
-        changes = changes_for(sequence, store.config.eos_token_ids, range(store.config.vocab_size))
+        ids, num_output = range(store.config.vocab_size), sequence.num_output
+        changes = changes_for(sequence, num_output, store.config.eos_token_ids, ids)
         draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, u)
         sequence.token_ids.append(sample(change_row(logits[-1].copy(), changes), draw, create_kernels("reference")))
         if sequence.token_ids[-1] in store.config.eos_token_ids:
@@ -142,18 +143,6 @@ def test_what_many_begin_with_is_computed_once_and_changes_nothing(tiny_store, t
     assert run.counts["reused_tokens"] == (8 * 48 if reuses else 0)
     alone = [run_engine(tiny_store, tokenizer, [each], max_num_seqs=1, prefix_reuse=False) for each in requests]
     assert run.finished == {row: choices for each in alone for row, choices in each.finished.items()}
-
-
-class StoppingFrontend(ListFrontend):
-    """Stops after so many looks at it."""
-
-    def __init__(self, requests, num_looks):
-        super().__init__(requests)
-        self.num_looks = num_looks
-
-    def is_stopping(self):
-        self.num_looks -= 1
-        return self.num_looks < 0
 
 
 @pytest.mark.parametrize("num_looks", [0, 1, 5, 9, 14])

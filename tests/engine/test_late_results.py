@@ -2,42 +2,9 @@
 
 import pytest
 from engine_runs import REQUESTS, lead, make_replica, run_engine, run_mesh
+from late_kernels import LateKernels
 
 from hpcinfer.engine.frontend import ListFrontend
-from hpcinfer.kernels import create_kernels
-from hpcinfer.report.metrics import Metrics
-
-
-class LateKernels:
-    """Kernels whose results come late, as those of a device: `events` says what was begun and waited for, in order."""
-
-    def __init__(self):
-        self._kernels, self.events = create_kernels("reference"), []
-        self.metrics = Metrics()
-        self.places = set()  # phases in which it was waited
-
-    def __getattr__(self, name):
-        return getattr(self._kernels, name)
-
-    def fetch(self, arrays):
-        number = sum(event == "begin" for event, _ in self.events)
-        self.events.append(("begin", number))
-        return LateFetch(self, number, self._kernels.fetch(arrays).wait())
-
-
-class LateFetch:
-    """Arrays that are there only for those who wait."""
-
-    is_late = True
-
-    def __init__(self, kernels, number, arrays):
-        self._kernels, self._number, self._arrays = kernels, number, arrays
-
-    def wait(self):
-        if ("wait", self._number) not in self._kernels.events:
-            self._kernels.events.append(("wait", self._number))
-            self._kernels.places.add(self._kernels.metrics.place)
-        return self._arrays
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])

@@ -20,7 +20,7 @@ def sequence(prompt, output=(), **params):
 
 def adjust(row, first_id, seq, eos_ids):
     """A copy of a row with the changes of a sequence."""
-    return change_row(row.copy(), changes_for(seq, eos_ids, range(first_id, first_id + len(row))))
+    return change_row(row.copy(), changes_for(seq, seq.num_output, eos_ids, range(first_id, first_id + len(row))))
 
 
 SEEN = sequence(

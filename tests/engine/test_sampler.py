@@ -77,7 +77,7 @@ def test_root_samples_the_same_for_every_tp(tp):
         params, request = row.sequence.request.sampling, row.sequence.request
         u = uniform(SEED if params.seed is None else params.seed, request.row, row.sequence.choice, row.position + 1)
         draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, u)
-        changed = change_row(row_values.copy(), changes_for(row.sequence, EOS, range(VOCAB)))
+        changed = change_row(row_values.copy(), changes_for(row.sequence, row.num_output, EOS, range(VOCAB)))
         chosen = sample(changed, draw, create_kernels("reference"))
         assert found.token_id == (chosen if row.samples else request.prompt_ids[2])
         assert (found.score is not None) == (params.logprobs is not None)

@@ -46,9 +46,11 @@ def test_batches_are_filled_before_sequences_are_shared_out_where_there_is_one_s
         assert [len(scheduler.schedule()) for _ in sizes] == sizes
 
 
+sizes = st.integers(1, 6), st.sampled_from([1, 2, 5, 16, 100])
 settings_of = st.builds(
     Setting,
-    st.builds(Limits, st.integers(1, 6), st.sampled_from([1, 2, 5, 16, 100]), st.integers(1, 3), st.integers(0, 3)),
+    st.builds(Limits, *sizes, st.integers(1, 3), st.integers(0, 3))
+    | st.builds(Limits, *sizes, st.just(2), st.integers(0, 2), st.just(value=True)),
     num_blocks=st.integers(2, 40),
     block_size=st.sampled_from([1, 2, 4, 16]),
 )
@@ -99,6 +101,7 @@ def test_results_do_not_depend_on_limits():
 
     expected = outputs(Limits(1, 1000), 100)
     assert outputs(Limits(8, 7, 3), 24) == outputs(Limits(64, 512, 2), 1000) == expected
+    assert outputs(Limits(8, 7, 2, 1, True), 24) == outputs(Limits(64, 512, 2, 1, True), 1000) == expected  # noqa: FBT003
 
 
 def test_long_prompt_is_chunked_and_samples_once():
@@ -128,6 +131,57 @@ def test_sequences_in_flight_are_left_alone():
     assert scheduler.schedule() == []
     commit(scheduler, first)
     assert spans(scheduler.schedule()) == [(0, 4, 5), (1, 4, 5)]
+
+
+def make_ahead(num_blocks=64, block_size=4, tokens=64):
+    return Scheduler(Limits(4, tokens, 2, 1, goes_ahead=True), BlockManager(num_blocks, block_size), Metrics())
+
+
+def test_sequences_of_the_last_batch_go_ahead_with_the_token_that_it_samples():
+    scheduler = make_ahead(tokens=8)
+    for row, length in ((0, 3), (1, 20)):
+        scheduler.add(request(row, length, max_tokens=4))
+    first = scheduler.schedule()
+    assert spans(first) == [(0, 0, 3), (1, 0, 5)]
+    second = scheduler.schedule()
+    assert spans(second) == [(0, 3, 4)] and scheduler.running[0].token_ids == [0, 1, 2]  # the chunk is left alone
+    commit(scheduler, first)
+    third = scheduler.schedule()
+    assert spans(third) == [(0, 4, 5), (1, 5, 12)] and scheduler.running[0].num_computed == 3
+    commit(scheduler, second)
+    fourth = scheduler.schedule()
+    assert spans(fourth) == [(0, 5, 6)]  # samples the last of four tokens
+    commit(scheduler, third)
+    assert spans(scheduler.schedule()) == [(1, 12, 20)]
+
+
+def test_what_comes_of_a_token_behind_the_end_is_thrown_away():
+    scheduler = make_ahead(num_blocks=2)
+    scheduler.add(request(0, 4))
+    [first], [second] = scheduler.schedule(), scheduler.schedule()
+    scheduler.commit(first, 7, Finish.STOP)
+    assert scheduler.blocks.num_free == 2 and scheduler.num_live == 0 and scheduler.schedule() == []
+    scheduler.add(request(1, 8))
+    [other] = scheduler.schedule()
+    scheduler.commit(second, None, Finish.NONE)
+    assert first.sequence.output_ids == [7] and not first.sequence.blocks and len(other.sequence.blocks) == 2
+    assert scheduler.blocks.num_free == 0 and scheduler._metrics.counts["wasted_tokens"] == 1
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_none_goes_ahead_while_one_before_it_lacks_a_block(penalty):
+    """The latest one is to be preempted, which waits until it is in no batch."""
+    scheduler = make_ahead(num_blocks=2, block_size=8)
+    scheduler.add(request(0, 7, presence_penalty=penalty))
+    scheduler.add(request(1, 1))
+    batches = deque([scheduler.schedule(), scheduler.schedule()])
+    while len(scheduler.running) == 2:
+        last = spans(batches[-1])
+        commit(scheduler, batches.popleft())
+        batches.append(scheduler.schedule())
+        assert last or batches[-1]
+    assert last == [] and spans(batches[-1]) == [(0, 8, 9)]
+    assert scheduler.waiting[0].num_output == (4 if penalty else 2)
 
 
 def test_latest_sequence_is_preempted_and_comes_back_first():

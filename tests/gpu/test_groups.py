@@ -53,7 +53,7 @@ def test_nccl_with_one_rank(gpu):
     communicator.all_reduce(source.data_ptr(), target.data_ptr(), len(source), stream.cuda_stream)
     stream.synchronize()
     assert torch.equal(source, target)
-    communicator.destroy()
+    communicator.abort()
 
 
 @pytest.mark.time_limit(300)

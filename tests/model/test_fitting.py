@@ -17,6 +17,8 @@ LENGTHS = (1, 40, 9, 2)
 class Scarce:
     """Kernels that have no memory for more than so many tokens, or rows of logits."""
 
+    can_join = True
+
     def __init__(self, most):
         self._kernels, self._most, self.refused = create_kernels("reference"), most, []
 
@@ -32,6 +34,11 @@ class Scarce:
 
     def logits(self, x, rows, head):
         return self._if_it_fits(len(rows)) or self._kernels.logits(x, rows, head)
+
+    def join(self, parts):
+        if not self.can_join:
+            raise MemoryError
+        return self._kernels.join(parts)
 
     def _if_it_fits(self, count):
         if count > self._most:
@@ -84,3 +91,10 @@ def test_it_is_said_once(monkeypatch, store, token_ids, caplog):
 def test_a_token_that_does_not_fit_is_an_error(monkeypatch, store, token_ids):
     with pytest.raises(ConfigError, match="one token"):
         run_scarce(monkeypatch, store, token_ids, [0])
+
+
+def test_what_finds_no_memory_as_a_whole_is_an_error_that_says_what_helps(monkeypatch, store, token_ids):
+    monkeypatch.setattr(Scarce, "can_join", False)
+    with pytest.raises(ConfigError, match="no memory for what 2 tokens") as caught:
+        run_scarce(monkeypatch, store, token_ids[:1] * 2, [1])
+    assert "--max-num-batched-tokens" in caught.value.hint

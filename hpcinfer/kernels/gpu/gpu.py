@@ -12,6 +12,7 @@ from hpcinfer.kernels.gpu.arrays import GpuArrays
 from hpcinfer.kernels.gpu.attention import attend, rows_of_program
 from hpcinfer.kernels.gpu.codes import KINDS
 from hpcinfer.kernels.gpu.graphs import Recorders, Work, graphs_of
+from hpcinfer.kernels.gpu.kept import NUM_KEPT, KeptIds
 from hpcinfer.kernels.gpu.memory import answers_memory
 from hpcinfer.kernels.gpu.plan import PlanKey
 from hpcinfer.kernels.gpu.prepared import Attention, GpuWeights, Head, Mlp, Table
@@ -40,6 +41,7 @@ class GpuKernels(GpuWeights):
 
     name = "triton"
     while_waiting: Callable[[], None] | None = None
+    num_kept_ids = NUM_KEPT
 
     def __init__(
         self, device: torch.device, *, reproducible: bool = True, dtype: str = "auto", graphs: bool = True,
@@ -49,7 +51,7 @@ class GpuKernels(GpuWeights):
         self.is_reproducible, self._num_sharers = reproducible, num_sharers
         _sum_in_float32()
         self._products = Products(device, reproducible)
-        self._sampling = GpuSampling(device)
+        self._sampling, self._kept = GpuSampling(device), KeptIds(device)
         self._residuals = Residuals()
         self._steps = Steps(lambda step: DeviceStep(step, device))
         self._recorders = Recorders(graphs_of(device) if graphs else None, self._steps, device)
@@ -77,7 +79,8 @@ class GpuKernels(GpuWeights):
         return None if self._device.type == "cpu" else torch.cuda.mem_get_info(self._device)[1] // self._num_sharers
 
     def trim(self) -> None:
-        """Give what torch keeps for coming tensors back."""
+        """Give what torch keeps for coming tensors back, and what weights came through."""
+        self._preparer.loader.release()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -85,10 +88,12 @@ class GpuKernels(GpuWeights):
         """What moves these arrays between ranks."""
         return GpuArrays(self._device)
 
+    @answers_memory
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32, uninitialised, contiguous."""
         return torch.empty(shape, device=self._device)
 
+    @answers_memory
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Allocate float32 zeros, contiguous."""
         return torch.zeros(shape, device=self._device)
@@ -98,6 +103,7 @@ class GpuKernels(GpuWeights):
         [there] = self.fetch([array]).wait()
         return there
 
+    @answers_memory
     def kv_cache(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, dtype: str
     ) -> row_kernels.KvCache:
@@ -125,8 +131,7 @@ class GpuKernels(GpuWeights):
         key = (grain_starts, grain_sizes, table.units)
         if key not in self._table_rows:
             self._table_rows[key] = self.device(rows_of_ids(*key))
-        rows, ids = self._table_rows[key], self._steps.token_ids(token_ids, self._device)
-        indices = rows.index_select(0, ids.clamp(max=len(rows) - 1))
+        indices = self._kept.find(self._steps.token_ids(token_ids, self._device), self._table_rows[key])
         return row_kernels.embed(table.weight.values, table.weight.scales, indices)
 
     def run_layers(
@@ -179,31 +184,41 @@ class GpuKernels(GpuWeights):
         logits = self._products.linear(normed, head.weight)
         return logits.float().view(len(rows), head.num_grains, -1)
 
+    @answers_memory
     def take(self, array: Tensor, rows: list[int]) -> Tensor:
         """Some rows of an array."""
         return self._sampling.take(array, rows)
 
+    @answers_memory
     def join_grains(self, parts: list[Tensor]) -> Tensor:
         """Concatenate logits along their grains."""
         return torch.cat(parts, 1)
 
+    @answers_memory
     def argmax(
         self, logits: Tensor, grain_sizes: tuple[int, ...], changes: Mapping[int, Changes] | None = None
     ) -> GrainBest:
         """The largest true logit of each row."""
         return self._sampling.best(logits, grain_sizes, changes)
 
+    @answers_memory
     def grain_stats(self, logits: Tensor, grain_sizes: tuple[int, ...]) -> GrainStats:
         """Maximum and exp-sum of logits [R, G, U] per grain."""
         return self._sampling.stats(logits, grain_sizes)
 
+    @answers_memory
     def draw(self, logits: Tensor, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> Tensor:
         """Choose an id of each row of [R, G, U]."""
         return self._sampling.draw(logits, grain_sizes, draws)
 
+    @answers_memory
     def score(self, logits: Tensor, grain_sizes: tuple[int, ...], ids: Tensor, num_top: int) -> Scores:
         """What log-probabilities of an id of each row are made of."""
         return self._sampling.score(logits, grain_sizes, ids, num_top)
+
+    def keep_ids(self, ids: Tensor, rows: list[int]) -> None:
+        """Keep ids that were chosen, for `embed` of the next batch."""
+        self._kept.keep(ids, rows)
 
     def fetch(self, arrays: list[Tensor]) -> GpuFetch:
         """Start bringing small arrays to the host."""

@@ -3,6 +3,7 @@
 What is read straight into pinned memory is copied as it stands; all else goes through it in pieces.
 """
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcinfer.kernels.gpu.memory import answers_memory
 from hpcinfer.partition.split import align_up
+
+logger = logging.getLogger(__name__)
 
 ARRAYS_BYTES = 512 << 20  # of pinned memory that is read into
 PIECES_BYTES = 64 << 20  # of pinned memory that all else goes through
@@ -70,7 +74,7 @@ class CudaLane:
         torch.cuda.current_stream(self._stream.device).wait_event(mark)
 
 
-class PinnedMemory:
+class PinnedRing:
     """Memory that is handed out in parts; one is used again once nobody holds it and copies out of it are done.
 
     Several threads may take parts. It is allocated when the first one is wanted.
@@ -98,7 +102,12 @@ class PinnedMemory:
                 oldest.wait()
                 self._parts.remove(oldest)
             if not len(self._memory):
-                self._memory = self._allocate(self._num_bytes)
+                try:
+                    self._memory = self._allocate(self._num_bytes)
+                except RuntimeError as error:  # of CUDA: so much may not be pinned
+                    logger.warning("weights go through memory that is not pinned, more slowly: %s", error)
+                    self._num_bytes = 0
+                    return None
             # views of an array over a buffer refer to that array, views of another array would refer to that one
             array = np.frombuffer(self._memory.data[start : start + num_bytes], np.uint8)
             self._parts.append(_Part(start, start + size, array))
@@ -106,7 +115,16 @@ class PinnedMemory:
 
     def holds(self, array: np.ndarray) -> bool:
         """Whether an array lies in this memory."""
-        return 0 <= array.ctypes.data - self._memory.ctypes.data < len(self._memory)
+        memory = self._memory
+        return 0 <= array.ctypes.data - memory.ctypes.data < len(memory)
+
+    def release(self) -> None:
+        """Give the memory back, unless somebody holds a part; it waits for copies."""
+        with self._lock:
+            if not any(part.is_held for part in self._parts):
+                for part in self._parts:
+                    part.wait()
+                self._parts, self._memory = [], np.empty(0, np.uint8)
 
     def note(self, array: np.ndarray, mark: Mark) -> None:
         """Have the part in which an array lies wait for a copy."""
@@ -155,8 +173,8 @@ class Loader:
         self._device = device
         self._lane: Lane | None = CudaLane(device) if lane is None and device.type == "cuda" else lane
         if self._lane is not None:
-            self._arrays = PinnedMemory(self._lane.pinned, ARRAYS_BYTES)
-            self._pieces = PinnedMemory(self._lane.pinned, PIECES_BYTES)
+            self._arrays = PinnedRing(self._lane.pinned, ARRAYS_BYTES)
+            self._pieces = PinnedRing(self._lane.pinned, PIECES_BYTES)
 
     def staging(self, num_bytes: int) -> np.ndarray:
         """Memory for what is to be copied, uint8: pinned, unless it is very small or large, or others hold too much."""
@@ -164,6 +182,7 @@ class Loader:
         array = self._arrays.take(num_bytes) if is_pinned else None
         return np.empty(num_bytes, np.uint8) if array is None else array
 
+    @answers_memory
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Allocate a tensor to be filled: memory that no other stream uses."""
         with self._copying():
@@ -182,6 +201,12 @@ class Loader:
             for unit, part in zip(target, values, strict=True):
                 for first in range(0, len(part), rows):
                     unit[first : first + rows].copy_(self._send(part[first : first + rows]).view(dtype))
+
+    def release(self) -> None:
+        """Give pinned memory back: nothing more is to come soon."""
+        if self._lane is not None:
+            self._arrays.release()
+            self._pieces.release()
 
     def hand_over(self) -> None:
         """Let the current stream wait until all that was filled so far is there; the host does not wait."""

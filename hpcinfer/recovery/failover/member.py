@@ -23,7 +23,7 @@ from hpcinfer.comm.regroup import Decision, Guests, Offers, View, answer_invitat
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.engine.replica import Replica
 from hpcinfer.errors import EXIT_USAGE, HpcInferError, RankFailedError, RevokedError
-from hpcinfer.model.refill import HeldWeights
+from hpcinfer.model.refill import HeldWeights, Refill
 from hpcinfer.recovery.dealing import STOP, TAG_WANT, WANT, Roster
 from hpcinfer.recovery.desk import Office
 from hpcinfer.recovery.failover.leadership import Leadership
@@ -99,6 +99,8 @@ class Member:
                 log.debug("rank %d: the others have come to the end", self._rank)
         if self._leadership.desk is not None:
             self._leadership.desk.release()
+        if self._replica is not None:
+            self._replica.groups.close_arrays()
         self._serving.loading.finish()
         return self.report()
 
@@ -172,17 +174,21 @@ class Member:
         group.check()  # a death that is known, as one during the first load, needs no other rank to be found
         try:
             source = self._sharing.source(self._plan.replica, self._held)
-            replica = self._serving.build(group, self._plan.mesh, source)
+            replica = self._serving.build(group, self._plan.mesh, source, partial(self._let_go, source))
         except HpcInferError as error:
             if isinstance(error, RankFailedError) or error.exit_code != EXIT_USAGE:
                 raise
             self._dissolve(error)
             return None
-        self._held = None
         self._note(
             refill_s=time.perf_counter() - start, **{f"bytes_{name}": count for name, count in source.num_bytes.items()}
         )
         return replica
+
+    def _let_go(self, source: Refill) -> None:
+        """Keep the weights of the last place no more: those of this one are there."""
+        self._held = None
+        source.forget()
 
     def _group(self) -> TolerantGroup:
         assert self._line is not None
@@ -209,7 +215,8 @@ class Member:
         finally:
             self._serving.loading.watch(lambda: None)
             self._sharing.end()
-            self._traffic.update(replica.runner.stage.reducer.traffic._asdict())
+            if replica.groups.stage_arrays is None:  # those of GPUs are enqueued, or part of a recording
+                self._traffic.update(replica.runner.stage.reducer.traffic._asdict())
             if leader is not None:
                 self._note(first_token_time=leader.first_token_time)
                 self._serving.loading.note_first_token(leader.first_token_time)

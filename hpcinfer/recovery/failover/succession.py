@@ -111,7 +111,9 @@ class Succession:
         """The best mesh that has room; the best of all if none has: then the replica will be given up."""
         serving = self._serving
         meshes = smaller_meshes(before, num_ranks, serving.limits)
-        fitting = [mesh for mesh in meshes if needed_bytes(serving.store, mesh, serving.options) <= free_bytes]
+        value_bytes = 4 if serving.kernels.total_bytes() is None else 2  # at most: on CPUs float32, on GPUs as stored
+        fitting = [mesh for mesh in meshes
+                   if needed_bytes(serving.store, mesh, serving.options, value_bytes) <= free_bytes]  # fmt: skip
         return (fitting or meshes)[0]
 
     def _founding(self, replica: int, members: Sequence[int]) -> Decision:

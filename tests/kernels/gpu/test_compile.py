@@ -40,7 +40,7 @@ def compiled(tmp_path_factory):
 
 @pytest.mark.parametrize("case", INPUTS)
 def test_kernels_compile_for_hopper(compiled, case):
-    names = {"_embed_kernel", "_norm_kernel", "_rotate_kernel", "_attention_kernel", "product_kernel"}
+    names = {"_find_kernel", "_embed_kernel", "_norm_kernel", "_rotate_kernel", "_attention_kernel", "product_kernel"}
     names |= {"_merge_kernel", "tree_kernel"} if ",1," in case else set()
     names |= {"_quantise_kernel"} if case.startswith(("int8", "float8")) else set()
     assert set(compiled[case]) == names

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import make_tiny_model
+from recordings import Again
 from stages import MemoryStore
 from steps import Chunk, block_tables, packed_step
 
@@ -27,25 +28,6 @@ from hpcinfer.partition.mesh import Coord, Mesh
 LENGTHS = [253, 70, 1, 30, 5]  # tokens that are in the cache before
 # at the fourth the first sequence gets a second split: three recordings are made, and launched five times
 BATCHES = [[0, 1, 2], [2, 0, 3], [1, 2, 0], [0, 3, 4], [4, 1, 0], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 4, 0], [1]]
-
-
-class Again:
-    """Records by keeping what is to be run: it finds new numbers only where they are expected."""
-
-    def __init__(self):
-        self.num_recorded = self.num_launched = 0
-
-    def warm_up(self, run):
-        return run()
-
-    def record(self, run):
-        self.num_recorded += 1
-
-        def launch():
-            self.num_launched += 1
-            run()
-
-        return launch
 
 
 class Broken(Again):

@@ -112,7 +112,7 @@ def test_memory_in_use_is_never_handed_out(loading):
 
 
 def test_parts_never_overlap(loading):
-    pinned, random = loading.PinnedMemory(lambda size: np.zeros(size, np.uint8), 64 * PAGE), np.random.default_rng(1)
+    pinned, random = loading.PinnedRing(lambda size: np.zeros(size, np.uint8), 64 * PAGE), np.random.default_rng(1)
     held, num_taken = [], 0
     for number in range(400):
         found = pinned.take(int(random.integers(1, 20 * PAGE)))

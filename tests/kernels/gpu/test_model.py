@@ -7,6 +7,7 @@ import pytest
 import stages
 import torch
 from models import make_tiny_model
+from recordings import Again
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.config import EngineOptions, SamplingParams
@@ -78,6 +79,29 @@ def test_tokens_are_drawn_as_on_cpus_from_several_batches_in_flight(make, folder
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
         assert [token_id for token_id, _ in ours.top] == [token_id for token_id, _ in theirs.top]
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_tokens_that_the_device_alone_knows_are_drawn_as_on_cpus(make, folder, is_recorded, monkeypatch):
+    from hpcinfer.kernels.gpu import gpu
+
+    again, ahead = Again(), []
+    monkeypatch.setattr(gpu, "graphs_of", lambda device: (lambda: again) if is_recorded else None)
+    kernels = make()
+    run_layers = kernels.run_layers
+
+    def note(step, *args, **kwargs):
+        ahead.append((len(step.token_ids), int((step.token_ids < 0).sum())))
+        return run_layers(step, *args, **kwargs)
+
+    monkeypatch.setattr(kernels, "run_layers", note)
+    kinds = [{"temperature": 0.0}, {"top_k": 20, "top_p": 0.9, "logprobs": 1}, {"temperature": 0.7, "min_tokens": 4}]
+    params = [SamplingParams(max_tokens=5, ignore_eos=True, seed=11, **kind) for kind in kinds]
+    found = generate(kernels, folder, params, micro_batches=2)
+    assert ahead == [(sum(map(len, PROMPTS)), 0), *[(3, 3)] * 4]
+    assert again.num_launched == (3 if is_recorded else 0)
+    expected = generate(create_kernels("reference"), folder, params)
+    assert [found[row][0].token_ids for row in range(3)] == [expected[row][0].token_ids for row in range(3)]
 
 
 class OneAtATime:

@@ -23,12 +23,13 @@ class Scene:
                  nodes=None):  # fmt: skip
         self.founded, self.idle = [], list(idle)
         self.locations = nodes and [Location((), node, 0) for node in nodes]
-        monkeypatch.setattr(module, "needed_bytes", lambda store, mesh, options: bytes_of(mesh))
+        monkeypatch.setattr(module, "needed_bytes", lambda store, mesh, options, value_bytes: bytes_of(mesh))
         monkeypatch.setattr(module, "found", self._found)
         self.mail = SimpleNamespace(size=size, failed=lambda: frozenset(dead))
         self.serving = SimpleNamespace(
             mail=self.mail, layout=layout_of(mesh, range(size), LIMITS), limits=LIMITS, store=None, options=None,
             election=SimpleNamespace(follow=lambda: Term(0, claimant, "")),
+            kernels=SimpleNamespace(total_bytes=lambda: None),
         )  # fmt: skip
         self.spares = SimpleNamespace(
             known=lambda: list(self.idle), is_idle=lambda rank: rank in self.idle, forget=self._forget
