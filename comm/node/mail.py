@@ -65,7 +65,8 @@ class Incoming:
 
     def fill(self, data: memoryview) -> None:
         """Take a message that came before it was asked for."""
-        self.data[:] = data
+        if len(data):  # an empty buffer may be one that cannot be written
+            self.data[:] = data
         self.is_done = True
 
 

@@ -135,6 +135,20 @@ def test_a_cancelled_send_frees_its_buffer_and_arrives_all_the_same():
     assert on_channel(2, work)[1]
 
 
+def test_an_empty_message_may_come_before_it_is_asked_for():
+    def work(channel):
+        if channel.rank == 0:
+            channel.send(b"", 1, 5).wait()
+            channel.send(b"later", 1, 6).wait()
+            return None
+        later, nothing = bytearray(5), bytearray()
+        channel.receive(later, 0, 6)
+        channel.receive(nothing, 0, 5)
+        return bytes(later)
+
+    assert on_channel(2, work)[1] == b"later"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_many_messages_between_all_ranks_arrive_whole_and_in_order(seed):
     size, rounds = 4, 60
