@@ -108,6 +108,8 @@ class Bench:
         mpirun = Path(sys.executable).with_name("mpirun")
         if mpirun.exists() and "HPCINFER_MPIRUN" not in os.environ:
             environment = {**environment, "HPCINFER_MPIRUN": os.fspath(mpirun)}
+        # what a killed launcher has left in /tmp would end the next one with the same process id (Open MPI)
+        environment = {**environment, "PRTE_MCA_prte_tmpdir_base": os.fspath(self.folder)}
         launcher = [os.fspath(HERE.parent / "launch" / "local.sh"), str(ranks), sys.executable]
         return run_program([*launcher, *argv], environment, self.folder)
 
