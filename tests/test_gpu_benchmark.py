@@ -25,14 +25,13 @@ from hpcinfer.weights.schema import param_specs
 MODULES = ("gpu", "gpu_bench", "gpu_correctness", "gpu_engine", "gpu_gaps", "gpu_results", "gpu_sizes", "gpu_tables",
            "gpu_weights")  # fmt: skip
 PROGRAM = CHECKOUT / "benchmarks" / "gpu.py"
-# the interpreter's own products depend on the batch; see tests/kernels/gpu/conftest.py
+# the interpreter's own products depend on the batch; see tests/interpreter.py
 DRIVER = """
 import runpy, sys
 import pytest
-from triton.runtime import interpreter
-patches, patch = runpy.run_path(sys.argv[1]), pytest.MonkeyPatch()
-patch.setattr(interpreter.InterpreterBuilder, "create_dot", patches["_one_chain"])
-patches["_patch_once"](patch, interpreter)
+sys.path.insert(0, sys.argv[1])
+from interpreter import play_gpu
+play_gpu(pytest.MonkeyPatch())
 sys.argv = sys.argv[2:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -70,7 +69,7 @@ def test_all_parts_run_as_toys(tmp_path: Path) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     options = ["--tiny", "--rounds", "1", "--precisions", "bf16,int8", "--json", tmp_path / "r.json", "--dir", tmp_path]
-    argv = [sys.executable, "-c", DRIVER, CHECKOUT / "tests/kernels/gpu/conftest.py", PROGRAM, *options]
+    argv = [sys.executable, "-c", DRIVER, CHECKOUT / "tests", PROGRAM, *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(argv, capture_output=True, text=True, timeout=230, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr

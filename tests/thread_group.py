@@ -1,6 +1,7 @@
 """Ranks as threads of one process, for tests of what only moves bytes; real MPI is in tests/comm/test_mpi.py."""
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from queue import Empty, Queue
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcinfer.comm.exchange import RepeatedMessages
+from hpcinfer.comm.waiting import turn_meanwhile
 
 _LIMIT_S = 30  # a thread waits no longer for the others
 
@@ -103,9 +105,14 @@ class ThreadGroup:
         return Coming(self._mail(peer, self.rank, tag), buffer)
 
     def wait_all(self, pending: Sequence[Any]) -> None:
-        """Wait for messages."""
+        """Wait for messages, and do what goes on meanwhile."""
+        end = time.monotonic() + _LIMIT_S
         for each in pending:
-            each.wait()
+            while not each.test():
+                turn_meanwhile()
+                time.sleep(0.0001)
+                if time.monotonic() > end:
+                    raise Empty
 
     def prepare_exchange(self, outgoing: Any, incoming: Any, tag: int) -> RepeatedMessages:
         """Send and receive these buffers again and again."""

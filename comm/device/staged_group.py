@@ -15,6 +15,7 @@ from hpcinfer.comm.device.group import MPI, DeviceGroup
 from hpcinfer.comm.device.pinned import PinnedMemory
 from hpcinfer.comm.protocol import Buffer, Collectives, Messages, Pending
 from hpcinfer.comm.waiting import Pause, work_meanwhile
+from hpcinfer.errors import RankFailedError
 
 
 class StagedGroup(DeviceGroup):
@@ -48,8 +49,11 @@ class StagedGroup(DeviceGroup):
 
     def turn(self) -> bool:
         """Let arrays leave that are complete, in order; whether some are not. Not collective, does not wait."""
-        while self._leaving and self.arrays.is_reached(self._leaving[0].mark):
-            self._leaving.popleft().leave()
+        try:
+            while self._leaving and self.arrays.is_reached(self._leaving[0].mark):
+                self._leaving.popleft().leave()
+        except RankFailedError:  # whoever waits finds it, too
+            self._leaving.clear()
         return bool(self._leaving)
 
     def send(self, buffer: Buffer, peer: int, tag: int = 0) -> Pending:

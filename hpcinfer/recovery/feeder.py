@@ -71,7 +71,6 @@ class Feeder:
         self._witness = witness
         self._apart: deque[Row] = deque()  # rows that wait until they can be computed alone
         self._is_alone = False  # such a row is in the engine
-        self._num_waits = 0  # since rows were there
         self.counts = counts
 
     def adopt(self, requests: list[Request]) -> None:
@@ -110,7 +109,6 @@ class Feeder:
                 self._apart.append(row)
             elif (request := self._open_row(row)) is not None:
                 requests.append(request)
-        self._num_waits = 0 if requests else self._num_waits
         return requests or self._take_apart()
 
     def _take_apart(self) -> list[Request]:
@@ -155,8 +153,7 @@ class Feeder:
         self._writer.flush()
         self.desk.look()
         turn_meanwhile()
-        self._num_waits += 1  # longer and longer, up to a limit: what is coming mostly comes soon
-        self._rows.wait(_SHORT_S if is_working_meanwhile() else min(_IDLE_S, _SHORT_S * self._num_waits))
+        self._rows.wait(_SHORT_S if is_working_meanwhile() else _IDLE_S)
 
     def _turn(self, wanted: int) -> None:
         self._writer.check()

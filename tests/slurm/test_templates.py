@@ -41,7 +41,8 @@ def test_each_rank_has_a_gpu(cluster: Cluster, prompts: Path, digest: str, tmp_p
     seen = tmp_path / "seen"
     write_program(tmp_path / "bin/python", f'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" >>{seen}',
                   f'exec {sys.executable} "$@"')
-    job = cluster.submit("gpu", tmp_path, "--nodes=2", INPUT=str(prompts), HPCINFER_VENV=str(tmp_path))
+    job = cluster.submit("gpu", tmp_path, "--nodes=2", INPUT=str(prompts), HPCINFER_VENV=str(tmp_path),
+                         DEVICE="cpu")
     ended = job.wait()
     assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.log
     places = [line.split() for line in seen.read_text().splitlines()]
