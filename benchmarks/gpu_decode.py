@@ -72,7 +72,7 @@ def random_prompts(vocab_size: int, count: int, length: int) -> Prompts:
 
 def _measure(bench: Bench, served: Served, batch: int) -> Row:
     sizes, (model, replica), found = bench.sizes.decode, served, list[Generation]()
-    prompts = random_prompts(model.source.config.vocab_size, batch * model.way.in_flight, sizes.prompt_tokens)
+    prompts = random_prompts(model.source.config.vocab_size, batch, sizes.prompt_tokens)
     model.generate(replica, prompts, greedy(sizes.output_tokens))
     with energy(bench.device) as spent:
         for _ in range(bench.rounds):

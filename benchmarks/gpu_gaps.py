@@ -53,7 +53,7 @@ def _profile(bench: Bench, shape: str, way: Way) -> Iterator[Row]:
 
 def _measure(bench: Bench, served: Served, batch: int) -> Row:
     (model, replica), sampling = served, greedy(_STEPS)
-    prompts = random_prompts(model.source.config.vocab_size, batch * model.way.in_flight, 1)
+    prompts = random_prompts(model.source.config.vocab_size, batch, 1)
     model.generate(replica, prompts, sampling)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         model.generate(replica, prompts, sampling)

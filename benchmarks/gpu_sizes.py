@@ -81,7 +81,7 @@ _TOY = Shape(32, 1, 2, 1, 64, 300)
 TOY = Sizes(
     shapes={"toy": _TOY},
     check=CheckSizes(2, (3, 6), 2, "tiny", 2, has_demo_model=False),
-    decode=DecodeSizes((1,), (1,), 2, 3, (1,)),
+    decode=DecodeSizes((1,), (1,), 2, 5, (1,)),
     prefill=PrefillSizes((4,), 8, 8),
     bulk=BulkSizes(3, 2, 3, 2, 3, 16, (1, 2)),
     loading_shape="toy",
