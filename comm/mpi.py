@@ -13,7 +13,7 @@ from itertools import accumulate
 from mpi4py import MPI
 
 from hpcinfer.comm.exchange import RepeatedMessages
-from hpcinfer.comm.library import has_threads, is_fault_tolerant
+from hpcinfer.comm.library import is_fault_tolerant
 from hpcinfer.comm.mpi_messages import (
     UNFINISHED,
     MpiPending,
@@ -31,7 +31,9 @@ from hpcinfer.partition.topology import Location
 class MpiGroup:
     """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled.
 
-    Making one without a parent is collective.
+    What blocks in an MPI may hold its core for as long as it waits, and an MPI lock with it (MPICH spins on
+    `sched_yield`, which need not give way to other processes). So nothing that may last is waited for there: calls are
+    started, and looked at between naps, with whatever is to go on meanwhile.
     """
 
     def __init__(self, comm: MPI.Comm, parent: MpiGroup | None = None) -> None:
@@ -40,7 +42,6 @@ class MpiGroup:
         self.size: int = comm.Get_size()
         self.locations = None if parent is None else parent._locations_of(comm)
         self.is_tolerant = is_fault_tolerant()
-        self._has_threads: bool = _have_threads(comm) if parent is None else parent._has_threads
         self._failed: frozenset[int] = frozenset()
 
     @translated
@@ -96,10 +97,7 @@ class MpiGroup:
     @translated
     def receive(self, buffer: Buffer, peer: int, tag: int = 0) -> None:
         """Wait for a buffer of known size."""
-        if self._has_threads:
-            self._comm.Recv(buffer, peer, tag)
-        else:
-            self.start_receive(buffer, peer, tag).wait()
+        self.start_receive(buffer, peer, tag).wait()
 
     @translated
     def start_receive(self, buffer: Buffer, peer: int, tag: int = 0) -> MpiReceive:
@@ -161,11 +159,13 @@ class MpiGroup:
     @translated
     def split(self, color: int, key: int) -> MpiGroup:
         """Make the group of ranks with the same colour, ordered by key."""
+        self._take_part("Barrier")  # Split has no non-blocking form: it begins when all are there
         return MpiGroup(self._comm.Split(color, key), self)
 
     @translated
     def duplicate(self) -> MpiGroup:
         """Make a group of the same ranks whose messages are apart. Collective."""
+        self._take_part("Barrier")
         return MpiGroup(self._comm.Dup(), self)
 
     def failed(self) -> frozenset[int]:
@@ -197,11 +197,8 @@ class MpiGroup:
         return MpiGroup(self._comm.Shrink(), self)
 
     def _take_part(self, verb: str, *args: object) -> None:
-        """Take part in a collective; where one thread sees to all messages, to those of others meanwhile, too."""
-        if self._has_threads:
-            getattr(self._comm, verb)(*args)
-        else:
-            MpiReceive(getattr(self._comm, f"I{verb.lower()}")(*args), args).wait()
+        """Take part in a collective, in its non-blocking form: a blocking one would hold the core while it waits."""
+        MpiReceive(getattr(self._comm, f"I{verb.lower()}")(*args), args).wait()
 
     def _locations_of(self, comm: MPI.Comm) -> tuple[Location, ...] | None:
         """Locations of the ranks of a communicator that was made of this one."""
@@ -220,13 +217,6 @@ class MpiGroup:
 def world_group() -> MpiGroup:
     """The group of all ranks, on a communicator of its own."""
     return MpiGroup(MPI.COMM_WORLD.Dup())
-
-
-def _have_threads(comm: MPI.Comm) -> bool:
-    """Whether several threads may call the MPI of each rank: blocking collectives do not meet non-blocking ones."""
-    answer = bytearray([has_threads()])
-    comm.Allreduce(MPI.IN_PLACE, [answer, MPI.BYTE], MPI.BAND)
-    return bool(answer[0])
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

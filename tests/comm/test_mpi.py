@@ -1,5 +1,7 @@
 """One body for each method, over several communicators: the world, its halves, pairs in reverse order, no MPI."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def world():
     return start_world()
 
 
-GROUPS = ["world", "one thread", "halves", "reversed", "alone", "serial", "tolerant", "tolerant halves"]
+GROUPS = ["world", "halves", "reversed", "alone", "serial", "tolerant", "tolerant halves"]
 
 
 @pytest.fixture(scope="module", params=GROUPS)
@@ -32,19 +34,10 @@ def group(request, world):
               "alone": (world.rank, 0)}  # fmt: skip
     if request.param == "serial":
         return SerialGroup()
-    if request.param == "one thread":
-        return one_thread(world)
     if request.param.startswith("tolerant"):
         whole = TolerantGroup(world.duplicate(), range(world.size)[::-1], epoch=1)
         return whole if request.param == "tolerant" else whole.split(*splits["halves"])
     return world.split(*splits[request.param]) if request.param in splits else world
-
-
-def one_thread(world):
-    """The same ranks, as where an MPI may be called by one thread only."""
-    group = world.duplicate()
-    group._has_threads = False
-    return group
 
 
 def block(rank, length, salt=0):
@@ -240,33 +233,54 @@ def test_ranks_that_differ_from_the_root_are_named(group):
         assert type(caught) is PeerError and caught.exit_code == 2
 
 
-@pytest.mark.parametrize("wait", [
+WAITS = pytest.mark.parametrize("wait", [
     lambda group: group.barrier(),
     lambda group: group.broadcast_bytes(b"x" if group.rank == group.size - 1 else None, group.size - 1),
     lambda group: group.all_gather_bytes(b"x"),
     lambda group: group.all_gather(np.zeros(2, "f4"), np.zeros(2 * group.size, "f4"), [2] * group.size),
     lambda group: group.gather(np.zeros(2, "f4"), np.zeros(2 * group.size, "f4"), [2] * group.size),
+    lambda group: group.split(0, group.rank),
     lambda group: group.receive(np.empty(1), group.size - 1, 3) if group.rank != group.size - 1
     else group.wait_all([group.send(np.ones(1), rank, 3) for rank in range(group.size - 1)]),
-], ids=["barrier", "broadcast", "all_gather_bytes", "all_gather", "gather", "receive"])
-@pytest.mark.parametrize("kind", ["one thread", "tolerant"])
-def test_other_messages_go_on_while_one_thread_waits(world, kind, wait):
-    group = one_thread(world) if kind == "one thread" else TolerantGroup(world.duplicate(), range(world.size), epoch=1)
-    last = group.size - 1
-    if group.rank == last:
+], ids=["barrier", "broadcast", "all_gather_bytes", "all_gather", "gather", "split", "receive"])
+
+
+@pytest.fixture(params=["plain", "tolerant"])
+def whole(request, world):
+    """All ranks."""
+    return world if request.param == "plain" else TolerantGroup(world.duplicate(), range(world.size), epoch=1)
+
+
+@WAITS
+def test_other_messages_go_on_while_one_thread_waits(whole, wait):
+    last = whole.size - 1
+    if whole.rank == last:
         for rank in range(last):
-            assert group.receive_bytes(rank, 5) == b"%d" % rank
+            assert whole.receive_bytes(rank, 5) == b"%d" % rank
     else:
         looks = iter(range(100))
 
         def turn():
             if next(looks) < 50:
                 return True
-            group.send_bytes(b"%d" % group.rank, last, 5)
+            whole.send_bytes(b"%d" % whole.rank, last, 5)
             return False
 
         work_meanwhile(turn)
-    wait(group)  # the last one comes when it has heard from all others, who wait for it
+    wait(whole)  # the last one comes when it has heard from all others, who wait for it
     while is_working_meanwhile():
         turn_meanwhile()
-    group.barrier()
+    whole.barrier()
+
+
+@WAITS
+def test_who_waits_holds_no_core(whole, wait):
+    last = whole.size - 1
+    whole.barrier()
+    before = time.thread_time()
+    if whole.rank == last:
+        time.sleep(0.4)
+    wait(whole)
+    if whole.rank == 0:
+        assert time.thread_time() - before < 0.2
+    whole.barrier()
