@@ -5,6 +5,7 @@ This is for GPUs that several ranks share, for where there is no NCCL, and for s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 
@@ -79,11 +80,28 @@ class StagedGroup(DeviceGroup):
         return _Exchange(self, outgoing, incoming, tag)
 
 
-class _Send:
+class _Message(ABC):
+    """An array that comes or goes."""
+
+    def __init__(self, staged: StagedGroup) -> None:
+        self._staged = staged
+
+    @abstractmethod
+    def test(self) -> bool: ...
+
+    def wait(self) -> None:
+        pause = Pause()
+        while not self.test():
+            self._staged.check()
+            pause()
+
+
+class _Send(_Message):
     """An array on its way: complete, then with the MPI, then gone."""
 
     def __init__(self, staged: StagedGroup, array: Array, peer: int, tag: int) -> None:
-        self._staged, self._peer, self._tag = staged, peer, tag
+        super().__init__(staged)
+        self._peer, self._tag = peer, tag
         self._buffer, self._block, self._sent = array, None, None  # type: Buffer, np.ndarray | None, Pending | None
         if not staged.is_direct:
             num_bytes = staged.arrays.num_bytes(array)
@@ -104,21 +122,16 @@ class _Send:
             self._block = None
         return True
 
-    def wait(self) -> None:
-        pause = Pause()
-        while not self.test():
-            self._staged.check()
-            pause()
-
     def cancel(self) -> None:
         """Let it leave: nobody writes to its buffer."""
 
 
-class _Receive:
+class _Receive(_Message):
     """An array that comes into pinned memory, and is copied when it is there."""
 
     def __init__(self, staged: StagedGroup, array: Array, peer: int, tag: int) -> None:
-        self._staged, self._array, self._is_there = staged, array, False
+        super().__init__(staged)
+        self._array, self._is_there = array, False
         num_bytes = staged.arrays.num_bytes(array)
         self._block = staged.pinned.take(num_bytes)
         self._coming = staged.group.start_receive(self._block[:num_bytes], peer, tag)
@@ -130,12 +143,6 @@ class _Receive:
             self._staged.pinned.give(self._block, arrays.mark())
             self._is_there = True
         return self._is_there
-
-    def wait(self) -> None:
-        pause = Pause()
-        while not self.test():
-            self._staged.check()
-            pause()
 
     def cancel(self) -> None:
         if not self._is_there:

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr, tensor
 
-from hpcinfer.kernels.gpu.codes import KINDS, LARGEST, codes_of, finite, scale_of, writable
-from hpcinfer.kernels.gpu.rows import EXACT, Operand, aligned, rms_norm
+from hpcinfer.kernels.gpu.codes import KINDS, writable
+from hpcinfer.kernels.gpu.rows import EXACT, Operand, aligned, rms_norm, store_normed
 
 P = ParamSpec("P")
 
@@ -88,7 +88,7 @@ def _add_norm_kernel(
     x: tensor, total: tensor, bias: tensor, weight: tensor, out: tensor, scales: tensor, eps: tensor, D: constexpr,
     BLOCK: constexpr, HAS_BIAS: constexpr, KIND: constexpr,
 ) -> None:  # fmt: skip
-    """x [T, D] += total [T, D] + bias [D] → out [T, D], and scales [T] of codes: as `_norm_kernel` makes them."""
+    """x [T, D] += total [T, D] + bias [D]; normed → out [T, D], and scales [T] of codes."""
     row = tl.program_id(0).to(tl.int64)
     places = row * D + tl.arange(0, BLOCK)
     columns = tl.arange(0, BLOCK)
@@ -98,11 +98,4 @@ def _add_norm_kernel(
         more = more + tl.load(bias + columns, mask=is_inside, other=0.0)
     values = tl.load(x + places, mask=is_inside, other=0.0) + more
     tl.store(x + places, values, mask=is_inside)
-    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(values * values, 0), D * 1.0) + eps))
-    values = values * scale * tl.load(weight + columns, mask=is_inside, other=0.0)
-    if KIND:
-        values = finite(values, LARGEST)
-        largest = tl.max(tl.abs(values), 0)
-        tl.store(scales + row, scale_of(largest, KIND))
-        values = codes_of(values, largest, KIND)
-    tl.store(out + places, values.to(out.dtype.element_ty), mask=is_inside)
+    store_normed(values, weight, out, scales, row, eps, D, BLOCK, KIND)

@@ -140,13 +140,31 @@ def _embed_kernel(
 
 
 @triton.jit
+def store_normed(
+    values: tensor, weight: tensor, out: tensor, scales: tensor, row: tensor, eps: tensor, D: constexpr,
+    BLOCK: constexpr, KIND: constexpr,
+) -> None:  # fmt: skip
+    """RMSNorm of values [BLOCK], which are 0 from D on → a row of out [T, D], and its scale of codes.
+
+    The squares are added in one tree."""
+    columns = tl.arange(0, BLOCK)
+    is_inside = columns < D
+    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(values * values, 0), D * 1.0) + eps))
+    values = values * scale * tl.load(weight + columns, mask=is_inside, other=0.0)
+    if KIND:
+        values = finite(values, LARGEST)
+        largest = tl.max(tl.abs(values), 0)
+        tl.store(scales + row, scale_of(largest, KIND))
+        values = codes_of(values, largest, KIND)
+    tl.store(out + row * D + columns, values.to(out.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit
 def _norm_kernel(
     x: tensor, rows: tensor, weight: tensor, out: tensor, scales: tensor, eps: tensor, D: constexpr, BLOCK: constexpr,
     HAS_ROWS: constexpr, KIND: constexpr,
 ) -> None:
-    """x [*, D], rows int32 [T] or none → out [T, D], and scales [T] of codes.
-
-    A program per row, which adds its squares in one tree."""
+    """x [*, D], rows int32 [T] or none → out [T, D], and scales [T] of codes. A program per row."""
     target = tl.program_id(0).to(tl.int64)
     source = target
     if HAS_ROWS:
@@ -154,14 +172,7 @@ def _norm_kernel(
     columns = tl.arange(0, BLOCK)
     is_inside = columns < D
     values = tl.load(x + source * D + columns, mask=is_inside, other=0.0)
-    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(values * values, 0), D * 1.0) + eps))
-    values = values * scale * tl.load(weight + columns, mask=is_inside, other=0.0)
-    if KIND:
-        values = finite(values, LARGEST)
-        largest = tl.max(tl.abs(values), 0)
-        tl.store(scales + target, scale_of(largest, KIND))
-        values = codes_of(values, largest, KIND)
-    tl.store(out + target * D + columns, values.to(out.dtype.element_ty), mask=is_inside)
+    store_normed(values, weight, out, scales, target, eps, D, BLOCK, KIND)
 
 
 @triton.jit
