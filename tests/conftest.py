@@ -1,13 +1,14 @@
 """What every test run has: the installed hpcinfer, time limits, ranks under mpiexec, nothing left behind."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 import hypothesis
 import mpi_harness
@@ -68,6 +69,18 @@ def pytest_collection_finish() -> None:
     """Refuse test files without tests: they look like tests and never run."""
     if _empty_files:
         raise pytest.UsageError(f"no tests in {', '.join(_empty_files)}")
+
+
+@pytest.fixture(scope="module")
+def benchmark_module() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports modules of the benchmarks, which are programs and not a package."""
+    folder, before = CHECKOUT / "benchmarks", set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module
+        for name in set(sys.modules) - before:
+            if folder in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

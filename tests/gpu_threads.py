@@ -1,7 +1,6 @@
-"""Ranks with a GPU each as threads, and values whose float32 sum depends on the order."""
+"""Ranks with a GPU each as threads."""
 
-from collections.abc import Callable, Sequence
-from operator import add
+from collections.abc import Callable
 from queue import Empty
 from threading import BrokenBarrierError
 from typing import Any
@@ -14,7 +13,6 @@ from fake_gpu import AwareGroup, FakeGpu, FakeNccl
 from hpcinfer.comm.device.group import DeviceGroup
 from hpcinfer.comm.device.nccl_group import NcclGroup
 from hpcinfer.comm.device.staged_group import StagedGroup
-from hpcinfer.partition.grains import Span, tree_reduce
 
 KINDS = ("pinned", "direct", "nccl")
 _LIMIT_S = 5  # a thread waits no longer for the others
@@ -46,21 +44,3 @@ def on_gpus(kind: str, size: int, work: Callable[[Any, FakeGpu], Any]) -> list[A
 def part(rank: int, count: int, salt: int = 0) -> np.ndarray:
     """Numbers that say who made them."""
     return np.random.default_rng([rank, count, salt]).standard_normal(count).astype("f4")
-
-
-def grains_of(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Eight grains whose sum depends on the order."""
-    random = np.random.default_rng(seed)
-    exponents = random.integers(-6, 7, (8, *shape))
-    return (random.standard_normal((8, *shape)) * 10.0**exponents).astype(np.float32)
-
-
-def own_nodes(values: np.ndarray, spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Nodes of the tree over grains."""
-    leaves = {Span(grain, grain + 1): value for grain, value in enumerate(values)}
-    return [tree_reduce(leaves, Span(*span), add) for span in spans]
-
-
-def tree_sum(values: np.ndarray) -> bytes:
-    """Bits of the root."""
-    return own_nodes(values, [Span(0, 8)])[0].tobytes()

@@ -1,13 +1,12 @@
 """The benchmarks run, their tables say something, and their counts are right."""
 
-import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -33,15 +32,8 @@ class Benchmarks(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> Iterator[Benchmarks]:
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECKOUT / "benchmarks")
-        yield Benchmarks(*map(importlib.import_module, MODULES))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).parent == CHECKOUT / "benchmarks":
-                del sys.modules[name]
+def benchmarks(benchmark_module: Callable[[str], ModuleType]) -> Benchmarks:
+    return Benchmarks(*map(benchmark_module, MODULES))
 
 
 def run_benchmark(name: str, *arguments: "str | Path") -> str:

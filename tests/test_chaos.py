@@ -1,6 +1,5 @@
 """The chaos benchmark in short, what it counts, and the virtual hosts that it can cut off and kill."""
 
-import importlib
 import json
 import os
 import random
@@ -43,20 +42,6 @@ for _ in range(int(sys.argv[1])):
     times.append(time.perf_counter() - start)
 print(min(times))
 """
-
-
-
-@pytest.fixture(scope="module")
-def module() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports modules of the benchmarks, which are programs and not a package."""
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECKOUT / "benchmarks")
-        yield importlib.import_module
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).parent == CHECKOUT / "benchmarks":
-                del sys.modules[name]
 
 
 def chaos(*arguments: "str | Path") -> subprocess.CompletedProcess[str]:
@@ -116,8 +101,8 @@ def test_wrong_rounds_are_named_and_fail(tmp_path: Path) -> None:
     assert "--kinds rank --seed 8: equal False, rows_lost 2" in run.stdout and "no output" in run.stdout
 
 
-def test_report_gives_percentiles_of_what_was_measured(module: Callable[[str], ModuleType]) -> None:
-    chaos_report = module("chaos_report")
+def test_report_gives_percentiles_of_what_was_measured(benchmark_module: Callable[[str], ModuleType]) -> None:
+    chaos_report = benchmark_module("chaos_report")
     times = [dict.fromkeys(chaos_report._PHASES, None) | {"fault_to_token_s": seconds} for seconds in (1.0, 2.0, 3.0)]
     report = chaos_report.summary([played(recoveries=[each]) for each in times], {"host": "no namespaces"})
     assert report["phases"] == {"fault_to_token_s": {"measured": 3, "p50": 2.0, "p95": 2.9, "max": 3.0}}
@@ -135,12 +120,12 @@ def rank_report(replica: int, tokens: list[int], longest_s: float, **recovery: A
 
 
 def test_recoveries_are_timed_from_the_first_fault_that_they_heal(
-    module: Callable[[str], ModuleType], tmp_path: Path
+    benchmark_module: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     hit = rank_report(0, [50] * 20 + [0] * 2 + [50] * 8, 0.1, found_time=100.5, first_token_time=101.0)
     (tmp_path / "a.json").write_text(json.dumps({"ranks": [hit, rank_report(1, [9] * 30, 0.3)]}))
     (tmp_path / "torn.json").write_text("")
-    (found,) = module("chaos_recoveries").recoveries([100.0, 100.4, 120.0], sorted(tmp_path.iterdir()))
+    (found,) = benchmark_module("chaos_recoveries").recoveries([100.0, 100.4, 120.0], sorted(tmp_path.iterdir()))
     assert found["detect_s"] == pytest.approx(0.1)
     assert found["first_token_s"] == pytest.approx(0.2)
     assert found["fault_to_token_s"] == pytest.approx(1.0)
@@ -148,9 +133,9 @@ def test_recoveries_are_timed_from_the_first_fault_that_they_heal(
     assert found["others_before_s"] == found["others_meanwhile_s"] == 0.3
 
 
-def test_rows_are_counted_once(module: Callable[[str], ModuleType]) -> None:
+def test_rows_are_counted_once(benchmark_module: Callable[[str], ModuleType]) -> None:
     lines = "".join(json.dumps({"row": row}) + "\n" for row in (0, 1, 1, 3, 3, 3))
-    assert module("chaos_round").count_rows(lines.encode() + b'{"row": 2, "te\n', 5) == (2, 3)
+    assert benchmark_module("chaos_round").count_rows(lines.encode() + b'{"row": 2, "te\n', 5) == (2, 3)
 
 
 def write_part(paths: JobPaths, name: str, rows: range) -> None:
@@ -169,8 +154,10 @@ def paths(tmp_path: Path) -> JobPaths:
     return paths
 
 
-def test_watch_tells_rows_computed_again_from_overlaps(module: Callable[[str], ModuleType], paths: JobPaths) -> None:
-    watch = module("chaos_journal").JournalWatch(paths, [3] * 12)
+def test_watch_tells_rows_computed_again_from_overlaps(
+    benchmark_module: Callable[[str], ModuleType], paths: JobPaths
+) -> None:
+    watch = benchmark_module("chaos_journal").JournalWatch(paths, [3] * 12)
     assert watch.num_finished == 10
     fault = time.time()
     write_part(paths, "second", range(8, 12))
@@ -184,8 +171,8 @@ def test_watch_tells_rows_computed_again_from_overlaps(module: Callable[[str], M
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_flipped_bit_costs_rows(module: Callable[[str], ModuleType], paths: JobPaths, seed: int) -> None:
-    damage = module("chaos_damage")
+def test_flipped_bit_costs_rows(benchmark_module: Callable[[str], ModuleType], paths: JobPaths, seed: int) -> None:
+    damage = benchmark_module("chaos_damage")
     assert damage.sound_rows(paths) == set(range(10))
     what = damage.flip_bit(paths, random.Random(seed))
     assert len(damage.sound_rows(paths)) == 9 if ".jsonl" in what else len(damage.sound_rows(paths)) < 10
@@ -193,9 +180,9 @@ def test_flipped_bit_costs_rows(module: Callable[[str], ModuleType], paths: JobP
 
 @pytest.mark.parametrize("seed", range(8))
 def test_torn_end_costs_rows_only_where_it_was_cut(
-    module: Callable[[str], ModuleType], paths: JobPaths, seed: int
+    benchmark_module: Callable[[str], ModuleType], paths: JobPaths, seed: int
 ) -> None:
-    damage = module("chaos_damage")
+    damage = benchmark_module("chaos_damage")
     what = damage.tear_tail(paths, random.Random(seed))
     assert (len(damage.sound_rows(paths)) < 10) == what.startswith("cut")
 

@@ -1,10 +1,10 @@
 """The benchmark of collectives runs, and its tables say what was measured."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +16,8 @@ SCENE = "one node, 2 ranks"
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
-    return importlib.import_module("collectives_report")
+def report(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("collectives_report")
 
 
 def test_one_node_is_measured(tmp_path: Path, report: ModuleType) -> None:

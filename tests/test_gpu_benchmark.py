@@ -1,6 +1,5 @@
 """The GPU benchmark runs as toys in Triton's interpreter, loses nothing when a part breaks, and counts right."""
 
-import importlib
 import importlib.util
 import json
 import os
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -53,15 +52,8 @@ class Benchmarks(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> Iterator[Benchmarks]:
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECKOUT / "benchmarks")
-        yield Benchmarks(*map(importlib.import_module, MODULES))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and CHECKOUT / "benchmarks" in Path(file).parents:
-                del sys.modules[name]
+def benchmarks(benchmark_module: Callable[[str], ModuleType]) -> Benchmarks:
+    return Benchmarks(*map(benchmark_module, MODULES))
 
 
 @pytest.mark.time_limit(240)
@@ -219,9 +211,9 @@ def test_tables_say_everything(benchmarks: Benchmarks) -> None:
     assert "transformers, batch 8" in text and "80.0 %" in text and "6.00" in text
 
 
-def test_a_plot_is_drawn(benchmarks: Benchmarks, tmp_path: Path) -> None:
+def test_a_plot_is_drawn(benchmark_module: Callable[[str], ModuleType], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    draw = importlib.import_module("gpu_plot").draw
+    draw = benchmark_module("gpu_plot").draw
     draw({"machine": {"device": "a GPU"}, "parts": made_up_parts()}, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     draw({"machine": {"device": "a GPU"}, "parts": {}}, tmp_path / "plot.svg")

@@ -1,11 +1,10 @@
 """Traces of system calls are counted by place, up to the first token; where strace is, the benchmark runs."""
 
-import importlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,11 +31,8 @@ TRACE = """\
 
 
 @pytest.fixture
-def startup_trace() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECKOUT / "benchmarks")
-        yield importlib.import_module("startup_trace")
-        del sys.modules["startup_trace"]
+def startup_trace(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("startup_trace")
 
 
 def test_calls_before_the_first_token_are_counted_by_place(startup_trace: ModuleType, tmp_path: Path) -> None:

@@ -5,30 +5,26 @@ Prints, on each rank that is left at the end: rank, its members, the steps it di
 how often each of its communicators was aborted.
 """
 
-import json
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_gpu import FakeGpu, FakeNccl
+from lives import STEPS, Lives, leave
 
 from hpcinfer.comm.device.opening import open_device_group
 from hpcinfer.comm.mpi import world_group
-from hpcinfer.comm.regroup import Decision, View, regroup
 from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.errors import RankFailedError
 
-STEPS, LENGTH = 40, 3000
+LENGTH = 3000
 line, wire = world_group(), world_group()
 kind, form = sys.argv[1:3]
-victims = dict(map(int, pair.split(":")) for pair in sys.argv[3:])
+lives = Lives(line, sys.argv[3:])
 made = []
 
 
@@ -49,8 +45,7 @@ def work(view, step):
                           arrays=gpu, most_elements=LENGTH)  # fmt: skip
     try:
         while step < STEPS:
-            if victims.get(line.rank) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
+            lives.begin(step)
             nodes = [gpu.put(np.full(LENGTH, step * (stop - start) / 8, np.float32)) for start, stop in reducer.spans]
             total = reducer.reduce(nodes)
             gpu.wait(opened.check)
@@ -65,22 +60,4 @@ def work(view, step):
         raise
 
 
-def main():
-    view, step, waited = View(1, tuple(range(line.size))), 0, []
-    while step < STEPS:
-        start = time.monotonic()
-        try:
-            for done in work(view, step):
-                step, start = done, time.monotonic()
-        except RankFailedError:
-            waited.append(time.monotonic() - start)
-            offer = json.dumps({"step": step}).encode()
-            view = regroup(line, view, offer, lambda offers, guests: Decision(
-                tuple(offers), str(max(json.loads(each)["step"] for each in offers.values() if each)).encode()))
-            step = int(view.plan)
-    print(json.dumps({"rank": line.rank, "members": view.members, "step": step, "waited": waited,
-                      "aborts": [each.num_aborts for each in made]}), flush=True)
-    os._exit(0)
-
-
-main()
+leave({**lives.live(work), "aborts": [each.num_aborts for each in made]})

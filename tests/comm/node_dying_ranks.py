@@ -7,32 +7,28 @@ Prints, on each rank that is left at the end: rank, its members, the steps it di
 the files that are left of regions of these processes.
 """
 
-import json
 import os
-import signal
 import sys
-import time
 
 import numpy as np
+from lives import STEPS, Lives, leave
 
 from hpcinfer.comm.mpi import world_group
 from hpcinfer.comm.node.channel import NodeChannel
 from hpcinfer.comm.node.opening import open_channel
 from hpcinfer.comm.node.region import FOLDER
 from hpcinfer.comm.operations import Operations
-from hpcinfer.comm.regroup import Decision, View, regroup
 from hpcinfer.comm.selector import OPERATIONS, Point, Selector, shape_of
 from hpcinfer.comm.tolerant import TolerantGroup
-from hpcinfer.errors import RankFailedError
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.topology import Location
 from hpcinfer.partition.tree_program import tree_program
 
-STEPS, COUNT = 40, 300_001
+COUNT = 300_001
 line = world_group()
 operation, _, nodes = sys.argv[1].partition("@")
 line.locations = tuple(Location((), int(node), 0) for node in nodes) or None
-victims = dict(map(int, pair.split(":")) for pair in sys.argv[2:])
+lives = Lives(line, sys.argv[2:])
 
 
 def exchange(channel, step):
@@ -108,32 +104,14 @@ def work(view, step):
         channel, act = NodeChannel.open(group, range(group.size), slot_bytes=1 << 16), do
     assert channel is not None
     while step < STEPS:
-        if victims.get(line.rank) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        lives.begin(step)
         assert (act(channel, step) == step).all(), f"{line.rank = } {step = }"
         step += 1
         yield step
     group.barrier()
 
 
-def main():
-    pids = [data.decode() for data in line.all_gather_bytes(b"%d" % os.getpid())]
-    view, step, waited = View(1, tuple(range(line.size))), 0, []
-    while step < STEPS:
-        start = time.monotonic()
-        try:
-            for done in work(view, step):
-                step, start = done, time.monotonic()
-        except RankFailedError:
-            waited.append(time.monotonic() - start)
-            offer = json.dumps({"step": step}).encode()
-            view = regroup(line, view, offer, lambda offers, guests: Decision(
-                tuple(offers), str(max(json.loads(each)["step"] for each in offers.values() if each)).encode()))
-            step = int(view.plan)
-    ours = [name for name in os.listdir(FOLDER) if name.startswith("hpcinfer-") and name.split("-")[2] in pids]
-    print(json.dumps({"rank": line.rank, "members": view.members, "step": step, "waited": waited, "files": ours}),
-          flush=True)
-    os._exit(0)
-
-
-main()
+pids = [data.decode() for data in line.all_gather_bytes(b"%d" % os.getpid())]
+result = lives.live(work)
+files = [name for name in os.listdir(FOLDER) if name.startswith("hpcinfer-") and name.split("-")[2] in pids]
+leave({**result, "files": files})

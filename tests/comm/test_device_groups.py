@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from gpu_threads import KINDS, grains_of, on_gpus, own_nodes, part, tree_sum
+from gpu_threads import KINDS, on_gpus, part
+from grain_values import own_nodes, tree_sum, values_of
 
 from hpcinfer.partition.grains import grain_runs, subtrees
 from hpcinfer.partition.tree_program import tree_program
@@ -58,12 +59,12 @@ def test_an_all_to_all_of_uneven_parts(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reduce_scatter_adds_in_the_order_of_the_tree(kind):
     bounds = (0, 10, 10, 1000)
-    values = grains_of((1000,))
+    values = values_of(8, (1000,))
     program = tree_program([subtrees(run) for run in grain_runs(8, 3)])
 
     def work(group, gpu):
         out = gpu.empty(bounds[group.rank + 1] - bounds[group.rank])
-        nodes = [gpu.put(node) for node in own_nodes(values, subtrees(grain_runs(8, 3)[group.rank]))]
+        nodes = [gpu.put(node) for node in own_nodes(values, grain_runs(8, 3)[group.rank])]
         group.reduce_scatter(program, nodes, out, bounds)
         return gpu.get(out).tobytes()
 

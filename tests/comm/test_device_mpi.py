@@ -2,12 +2,12 @@
 
 import json
 import sys
-from operator import add
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_gpu import AwareGroup, FakeGpu, FakeNccl
+from grain_values import own_nodes, tree_sum, values_of
 from jobs import fault_tolerance, start_mpi
 
 from hpcinfer.comm.device.awareness import takes_device_memory
@@ -19,7 +19,6 @@ from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.tolerant import TolerantGroup
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.comm.world import start_world
-from hpcinfer.partition.grains import Span, tree_reduce
 from hpcinfer.partition.topology import Location
 
 SEEN_S = 5.0  # a death is seen sooner, on a busy machine too
@@ -55,12 +54,8 @@ def test_processes_with_gpus_sum_to_the_same_bits_in_all_forms(world, kind, belo
     for form in forms_for(group.locations):
         reducer = TreeReducer(opened, 8, allocate, Selector(form), arrays=gpu, most_elements=20_000)
         for length in (0, 1, 20_000):
-            random = np.random.default_rng(length)
-            values = (random.standard_normal((8, length)) * 10.0 ** random.integers(-6, 7, (8, length))).astype("f4")
-            leaves = {Span(grain, grain + 1): value for grain, value in enumerate(values)}
-            first = reducer.run.start
-            own = [tree_reduce(leaves, Span(first + start, first + stop), add) for start, stop in reducer.spans]
-            expected = tree_reduce(leaves, Span(0, 8), add).tobytes()
+            values = values_of(8, (length,), length)
+            own, expected = own_nodes(values, reducer.run), tree_sum(values)
             nodes = [gpu.put(node) for node in own]
             assert all(gpu.get(reducer.reduce(nodes)).tobytes() == expected for _ in range(2)), (form, length)
 

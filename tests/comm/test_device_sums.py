@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
-from gpu_threads import KINDS, grains_of, group_of, on_gpus, own_nodes, part, tree_sum
+from gpu_threads import KINDS, group_of, on_gpus, part
+from grain_values import own_nodes, tree_sum, values_of
 from thread_group import run_ranks
 
 from hpcinfer.comm import calibration
@@ -11,7 +12,6 @@ from hpcinfer.comm.device import calibration as of_gpus
 from hpcinfer.comm.forms import forms_for
 from hpcinfer.comm.selector import Point, Selector
 from hpcinfer.comm.tree import TreeReducer
-from hpcinfer.partition.grains import Span, subtrees
 from hpcinfer.partition.topology import Location
 
 PAIRS = tuple(Location((node // 2,), node, 0) for node in (0, 0, 1, 1))
@@ -35,7 +35,7 @@ def kept_on(gpu, array):
 @pytest.mark.parametrize("form", forms_for(PAIRS))
 def test_sums_of_gpus_have_the_bits_of_the_tree(kind, size, form):
     shapes = [(3, 5), (17, 100), (0, 4), (40, 100), (3, 5)]
-    values = [grains_of(shape, seed) for seed, shape in enumerate(shapes)]
+    values = [values_of(8, shape, seed) for seed, shape in enumerate(shapes)]
 
     def work(group, gpu):
         group.group.locations = PAIRS[:size]
@@ -44,8 +44,7 @@ def test_sums_of_gpus_have_the_bits_of_the_tree(kind, size, form):
         totals, before = [], None
         for each in values:
             room = reducer.room((len(reducer.spans), *each.shape[1:]))
-            first = reducer.run.start
-            nodes = own_nodes(each, [Span(first + start, first + stop) for start, stop in reducer.spans])
+            nodes = own_nodes(each, reducer.run)
             for node, place in zip(nodes, room, strict=True):
                 gpu.copy(gpu.put(node), place)
             after = reducer.start(list(room))
@@ -92,7 +91,7 @@ def test_sums_need_no_order_where_bits_may_differ():
     def work(group, gpu):
         reducer = reducer_of(group, gpu, Selector(), exact=False)
         assert reducer.form_for(1 << 20) == "nccl:library"
-        nodes = own_nodes(values, [Span(*span) for span in subtrees(reducer.run)])
+        nodes = own_nodes(values, reducer.run)
         return gpu.get(reducer.reduce([gpu.put(node) for node in nodes]))
 
     first, *others = on_gpus("nccl", 3, work)

@@ -1,9 +1,8 @@
 """All forms give the same bits; over MPI: test_mpi.py, with deaths: test_forms_mpi.py."""
 
-from operator import add
-
 import numpy as np
 import pytest
+from grain_values import own_nodes, tree_sum, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_group import run_ranks
@@ -16,7 +15,6 @@ from hpcinfer.comm.selector import Selector
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.comm.tree import TreeReducer
 from hpcinfer.config import EngineOptions
-from hpcinfer.partition.grains import Span, tree_reduce
 from hpcinfer.partition.topology import Location
 
 needs_library = pytest.mark.skipif(load() is None, reason="the node library was not built")
@@ -28,27 +26,9 @@ def empty(shape):
     return np.empty(shape, np.float32)
 
 
-def values_of(grains, shape, seed=0):
-    """Numbers whose float32 sum depends on the order."""
-    random = np.random.default_rng(seed)
-    exponents = random.integers(-6, 7, (grains, *shape))
-    return (random.standard_normal((grains, *shape)) * 10.0**exponents).astype(np.float32)
-
-
-def whole(values):
-    leaves = {Span(grain, grain + 1): value for grain, value in enumerate(values)}
-    return tree_reduce(leaves, Span(0, len(values)), add).tobytes()
-
-
 def reducer_on(group, locations, grains, form):
     group.locations = locations
     return TreeReducer(group, grains, empty, Selector(form))
-
-
-def own_nodes(reducer, values):
-    local = values[reducer.run.start : reducer.run.stop]
-    leaves = {Span(grain, grain + 1): value for grain, value in enumerate(local)}
-    return [tree_reduce(leaves, Span(*span), add) for span in reducer.spans]
 
 
 def sums(locations, size, values, form, times=1):
@@ -56,7 +36,7 @@ def sums(locations, size, values, form, times=1):
 
     def work(group):
         reducer = reducer_on(group, locations, len(values), form)
-        nodes = own_nodes(reducer, values)
+        nodes = own_nodes(values, reducer.run)
         return [reducer.reduce(nodes).tobytes() for _ in range(times)]
 
     return run_ranks(size, work)
@@ -79,7 +59,7 @@ def test_all_forms_give_the_bits_of_the_tree_wherever_ranks_are(scene):
     grains, locations, length = scene
     values = values_of(grains, (length,), seed=length)
     for form in forms_for(locations):
-        assert sums(locations, len(locations), values, form, times=2) == [[whole(values)] * 2] * len(locations)
+        assert sums(locations, len(locations), values, form, times=2) == [[tree_sum(values)] * 2] * len(locations)
 
 
 @settings(max_examples=15, deadline=None)
@@ -90,7 +70,7 @@ def test_without_shared_memory_messages_give_the_same_bits(scene):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_module, "open_channel", lambda group, room_bytes: None)
         for form in forms_for(locations):
-            assert sums(locations, len(locations), values, form) == [[whole(values)]] * len(locations)
+            assert sums(locations, len(locations), values, form) == [[tree_sum(values)]] * len(locations)
 
 
 @pytest.mark.parametrize("form", forms_for(PAIRS))
@@ -99,12 +79,12 @@ def test_a_reducer_takes_sums_of_any_shape_after_one_another(form):
 
     def work(group):
         reducer = reducer_on(group, PAIRS, 8, form)
-        results = [reducer.reduce(own_nodes(reducer, values_of(8, shape))) for shape in shapes]
+        results = [reducer.reduce(own_nodes(values_of(8, shape), reducer.run)) for shape in shapes]
         assert [result.shape for result in results] == shapes
         return [result.tobytes() for result in results], reducer.traffic
 
     for bits, traffic in run_ranks(8, work):
-        assert bits == [whole(values_of(8, shape)) for shape in shapes]
+        assert bits == [tree_sum(values_of(8, shape)) for shape in shapes]
         assert traffic.calls == len(shapes) and traffic.seconds > 0
         assert traffic.num_bytes == 4 * sum(int(np.prod(shape)) for shape in shapes)
 
@@ -118,7 +98,7 @@ def test_a_sum_may_begin_before_the_one_before_it_has_ended(form):
         reducer, totals = reducer_on(group, PAIRS, 8, form), []
         before = None
         for each in values:
-            nodes = [node.copy() for node in own_nodes(reducer, each)]
+            nodes = [node.copy() for node in own_nodes(each, reducer.run)]
             after = reducer.start(nodes)
             for node in nodes:
                 node[:] = np.nan  # it has been read
@@ -127,7 +107,7 @@ def test_a_sum_may_begin_before_the_one_before_it_has_ended(form):
             before = after
         return [*totals, reducer.finish(before).tobytes()]
 
-    assert run_ranks(8, work) == [[whole(each) for each in values]] * 8
+    assert run_ranks(8, work) == [[tree_sum(each) for each in values]] * 8
 
 
 def test_receives_of_sums_that_nobody_ends_are_cancelled():
@@ -156,7 +136,7 @@ def test_receives_of_sums_that_nobody_ends_are_cancelled():
 
     group = Lonely()
     reducer = TreeReducer(group, 8, empty, Selector("two_shot"))
-    nodes = own_nodes(reducer, values_of(8, (20, 100)))
+    nodes = own_nodes(values_of(8, (20, 100)), reducer.run)
     reducer.start(nodes), reducer.start(nodes)
     with pytest.raises(AssertionError, match="two sums are under way"):
         reducer.start(nodes)
@@ -177,7 +157,7 @@ def sends_of(form, locations=PAIRS, length=4096):
 
         group.send = count
         reducer = reducer_on(group, locations, 8, form)
-        reducer.reduce(own_nodes(reducer, values_of(8, (length,))))
+        reducer.reduce(own_nodes(values_of(8, (length,)), reducer.run))
         return sent[False], sent[True]
 
     return run_ranks(len(locations), work)
