@@ -13,7 +13,7 @@ from itertools import accumulate
 from mpi4py import MPI
 
 from hpcinfer.comm.exchange import RepeatedMessages
-from hpcinfer.comm.library import is_fault_tolerant
+from hpcinfer.comm.library import has_threads, is_fault_tolerant
 from hpcinfer.comm.mpi_messages import (
     UNFINISHED,
     MpiPending,
@@ -31,9 +31,12 @@ from hpcinfer.partition.topology import Location
 class MpiGroup:
     """Ranks that share a communicator. Buffers move with mpi4py's upper-case methods: nothing is pickled.
 
-    What blocks in an MPI may hold its core for as long as it waits, and an MPI lock with it (MPICH spins on
-    `sched_yield`, which need not give way to other processes). So nothing that may last is waited for there: calls are
-    started, and looked at between naps, with whatever is to go on meanwhile.
+    What blocks in an MPI may hold its core for as long as it waits (MPICH spins on `sched_yield`, which need not give
+    way to other processes). So nothing that may last is waited for there: calls are started, and looked at between
+    naps, with whatever is to go on meanwhile. Fault-tolerant collectives block where they may: Open MPI's non-blocking
+    ones write to stderr when a rank has died.
+
+    Making one without a parent is collective.
     """
 
     def __init__(self, comm: MPI.Comm, parent: MpiGroup | None = None) -> None:
@@ -42,6 +45,7 @@ class MpiGroup:
         self.size: int = comm.Get_size()
         self.locations = None if parent is None else parent._locations_of(comm)
         self.is_tolerant = is_fault_tolerant()
+        self._may_block: bool = self.is_tolerant and _have_threads(comm) if parent is None else parent._may_block
         self._failed: frozenset[int] = frozenset()
 
     @translated
@@ -197,8 +201,11 @@ class MpiGroup:
         return MpiGroup(self._comm.Shrink(), self)
 
     def _take_part(self, verb: str, *args: object) -> None:
-        """Take part in a collective, in its non-blocking form: a blocking one would hold the core while it waits."""
-        MpiReceive(getattr(self._comm, f"I{verb.lower()}")(*args), args).wait()
+        """Take part in a collective. All ranks choose the same form: blocking ones do not meet non-blocking ones."""
+        if self._may_block:
+            getattr(self._comm, verb)(*args)
+        else:
+            MpiReceive(getattr(self._comm, f"I{verb.lower()}")(*args), args).wait()
 
     def _locations_of(self, comm: MPI.Comm) -> tuple[Location, ...] | None:
         """Locations of the ranks of a communicator that was made of this one."""
@@ -217,6 +224,13 @@ class MpiGroup:
 def world_group() -> MpiGroup:
     """The group of all ranks, on a communicator of its own."""
     return MpiGroup(MPI.COMM_WORLD.Dup())
+
+
+def _have_threads(comm: MPI.Comm) -> bool:
+    """Whether several threads may call the MPI of each rank. Collective."""
+    answer = bytearray([has_threads()])
+    comm.Allreduce(MPI.IN_PLACE, [answer, MPI.BYTE], MPI.BAND)
+    return bool(answer[0])
 
 
 def _starts(counts: Sequence[int]) -> list[int]:
