@@ -30,7 +30,7 @@ RECIPES = {
     "long-prompts": Recipe(16, (2000, 2000), 32),
     "long-outputs": Recipe(64, (32, 32), 512),
     "prefix-heavy": Recipe(200, (16, 64), 32, prefix_tokens=1000),  # as few-shot evaluation has it
-    "single": Recipe(1, (32, 32), 256),
+    "single": Recipe(1, (32, 32), 1024),  # long enough to hide the start of a job
 }
 
 
