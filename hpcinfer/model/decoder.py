@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from hpcinfer.comm.waiting import is_working_meanwhile
 from hpcinfer.config import ModelConfig
 from hpcinfer.kernels.protocol import Array, Kernels, StepInput
 from hpcinfer.model.fitting import Fitting
@@ -157,7 +158,8 @@ class Stage:
     def _whole_layers(self) -> Callable[[Array, StepInput], Array] | None:
         """What runs all layers at once: all weights are there, and no messages to let move on in between."""
         layers = self.weights.layers
-        if not (self._is_alone and self.plan.is_first and self.plan.is_last and isinstance(layers, tuple)):
+        is_whole = self._is_alone and self.plan.is_first and self.plan.is_last and isinstance(layers, tuple)
+        if not is_whole or is_working_meanwhile():
             return None
         if self._whole[0] is not self.cache:
             self._whole = self.cache, self._kernels.whole_layers(layers, self.cache)

@@ -17,6 +17,7 @@ from thread_group import run_ranks
 
 from hpcinfer.comm.serial import SerialGroup
 from hpcinfer.comm.tree import TreeReducer
+from hpcinfer.comm.waiting import turn_meanwhile, work_meanwhile
 from hpcinfer.kernels import create_kernels
 from hpcinfer.kernels.reference import ReferenceKernels
 from hpcinfer.model.decoder import CacheShape
@@ -222,6 +223,10 @@ def test_native_kernels_run_all_layers_at_once_where_a_rank_is_alone(tmp_path):
     tables, num_blocks = block_tables([5], 16)
     step, shape = packed_step([Chunk(0, 0, 5)], [np.arange(5)], tables, 16), CacheShape(num_blocks, 16, "float32")
     stage = make_stage(store, Mesh(1, 1, 1), Coord(0, 0, 0), SerialGroup(), shape, kernels=kernels)
-    expected = stage.forward(step)
+    expected, layers = stage.forward(step), []
+    work_meanwhile(lambda: False)  # messages that move on between layers
+    np.testing.assert_array_equal(stage.forward(step, each_layer=lambda: layers.append(len(layers))), expected)
+    assert len(layers) == store.config.num_layers
+    turn_meanwhile()
     kernels.attention = kernels.mlp = None  # halves are not called
     np.testing.assert_array_equal(stage.forward(step), expected)
