@@ -37,12 +37,36 @@ static void put_arithmetic(vf a, vf b, vf c) {
     put_one(vf_largest(a));
 }
 
+/* a + the dot product of bytes; the signed ones as rows store them. */
+static vi dot(vi a, vi b, vi c) {
+    int8_t bytes[64], stored[64 * DOT_STEPS];
+    vi_store(bytes, c);
+    for (int i = 0; i < 64; i += 16) {
+        int32_t codes[16];
+        for (int j = 0; j < 16; j++) codes[j] = bytes[i + j];
+        vi_store_codes(stored + i * DOT_STEPS, vi_load(codes));
+    }
+    for (int step = 0; step < DOT_STEPS; step++) {
+        int32_t of_step[16];
+        for (int lane = 0; lane < 16; lane++) memcpy(of_step + lane, stored + 4 * (lane * DOT_STEPS + step), 4);
+        a = vi_dot(a, vi_bytes(b, step), vi_load(of_step));
+    }
+    return a;
+}
+
+static vi dot_nibbles(vi b, vi c) {
+    vi sums = vi_begin_nibbles(-40);
+    for (int i = 0; i < 8; i++) sums = vi_dot_nibbles(sums, vi_and(b, vi_set1(0x0F0F0F0F)), c);
+    return vi_end_nibbles(sums, -40);
+}
+
 static void put_integer_arithmetic(vi a, vi b, vi c) {
     put_integers(vi_add(a, b));
     put_integers(vi_and(a, b));
     put_integers(vi_shl(a, 23));
     put_integers(vi_shr(a, 4));
-    put_integers(vi_dot(vi_shr(a, 4), b, c));
+    put_integers(dot(vi_shr(a, 4), b, c));
+    put_integers(dot_nibbles(b, c));
     put_floats(if_less(vi_lt(a, b)));
     put_floats(if_less(vm_and(vi_lt(a, b), vi_lt(b, c))));
     put_floats(vf_of_vi(a));

@@ -27,7 +27,7 @@ ARM = {  # on other machines, where a cross compiler and an emulator are install
 HERE = native.ffi.string(native.lib.hpc_isas()).decode().split()
 NAMES = [
     "add", "sub", "mul", "div", "fma", "sqrt", "round", "max", "min", "lt", "sum", "largest",
-    "vi_add", "and", "shl", "shr", "dot", "vi_lt", "vm_and", "of_vi", "iota",
+    "vi_add", "and", "shl", "shr", "dot", "nibbles", "vi_lt", "vm_and", "of_vi", "iota",
     "vi_load", "load_s8", "load_bf16", "load_tail", "store_tail", "of_vf", "store_s8",
 ]  # fmt: skip
 EDGES = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, -2.5, 2.0**23 + 1, 1e-45, -1e-39, 1.17549435e-38, 3.4028235e38, -3.4028235e38,
@@ -133,9 +133,12 @@ def _expected_arithmetic(a, b, c):
 def _expected_integers(a, b, c):
     products = b.view(np.uint8).astype(np.int64) * c.view(np.int8)
     dots = (a >> 4) + products.reshape(*b.shape, 4).sum(-1).astype(np.uint32)
+    products = (b & 0x0F0F0F0F).view(np.uint8).astype(np.int64) * c.view(np.int8)
+    nibbles = 8 * products.reshape(*b.shape, 4).sum(-1) - 40
     is_less, is_less_too = (x.view(np.int32) < y.view(np.int32) for x, y in ((a, b), (b, c)))
     return {
         "vi_add": a + b, "and": a & b, "shl": a << 23, "shr": a >> 4, "dot": dots,
+        "nibbles": nibbles.astype(np.int32),
         "vi_lt": np.where(is_less, 1.0, 2.0), "vm_and": np.where(is_less & is_less_too, 1.0, 2.0),
         "of_vi": a.view(np.int32).astype(np.float32), "iota": np.tile(np.arange(16, dtype=np.int32) - 7, (COUNT, 1)),
     }  # fmt: skip

@@ -14,9 +14,9 @@ static hpc_rows make_rows(hpc_runtime *runtime, int set, int64_t num_rows, const
         rows.stride = weight->grains * weight->num_in;
         rows.values = hpc_scratch(runtime, first + HPC_ROWS, num_rows * rows.stride * 4);
     } else {
-        rows.codes = hpc_scratch(runtime, first + HPC_CODES, runs * weight->padded_in);
+        rows.codes = hpc_scratch(runtime, first + HPC_CODES, runs * weight->padded_in * bytes_of_input(weight));
         rows.scales = hpc_scratch(runtime, first + HPC_SCALES, runs * 4);
-        rows.only_totals = weight->kind == HPC_INT8;
+        rows.is_for_int8 = weight->kind == HPC_INT8;
         rows.sums = hpc_scratch(runtime, first + HPC_SUMS, runs * (weight->padded_in / HPC_GROUP + 1) * 4);
     }
     return rows;

@@ -43,7 +43,7 @@ typedef struct {
     int8_t *codes;   /* [T][grains][padded_in] */
     float *scales;   /* [T][grains] */
     int32_t *sums;   /* [T][grains][padded_in / HPC_GROUP + 1] */
-    int64_t only_totals; /* the sums of groups are left out: int8 weights do not need them */
+    int64_t is_for_int8; /* codes are stored as int8 products take them (vi_store_codes), without the sums of groups */
 } hpc_rows;
 
 /* The integers of one batch: hpcinfer.kernels.protocol.StepInput. */

@@ -1,13 +1,11 @@
 /* A register tile of an int4 product: some rows of codes times one panel of one grain, by groups of inputs with a scale
  * per output. The sum of a group is an exact integer; groups are added in ascending order. */
 
-enum { GROUP_UNROLL = HAS_DOT ? HPC_GROUP / 8 : 1 }; /* registers would not do for more, where a dot takes some */
-
-/* sums += a group's codes times 16 * TILE_VECS columns of the weights, taken apart in registers. */
+/* sums += a group's codes times 16 * TILE_VECS columns of the weights, taken apart in registers: vi_dot_nibbles. */
 INLINE void int4_group(
     int num_rows, const uint8_t *packed, const int8_t *codes, int64_t row_codes, vi (*sums)[TILE_VECS]
 ) {
-    _Pragma("GCC unroll GROUP_UNROLL") for (int i = 0; i < HPC_GROUP / 8; i++) {
+    UNROLL for (int i = 0; i < HPC_GROUP / 8; i++) {
         vi both[TILE_VECS];
         UNROLL for (int j = 0; j < TILE_VECS; j++) both[j] = vi_load(packed + i * STRIPE + j * 4 * HPC_LANES);
         UNROLL for (int half = 0; half < 2; half++) {
@@ -15,8 +13,8 @@ INLINE void int4_group(
             UNROLL for (int j = 0; j < TILE_VECS; j++)
                 columns[j] = vi_and(half ? vi_shr(both[j], 4) : both[j], vi_set1(0x0F0F0F0F));
             UNROLL for (int row = 0; row < num_rows; row++) {
-                const vi four = vi_set1(four_codes(codes + row * row_codes + 8 * i + 4 * half));
-                UNROLL for (int j = 0; j < TILE_VECS; j++) sums[row][j] = vi_dot(sums[row][j], columns[j], four);
+                const vi four = vi_set1(int32_at(codes + row * row_codes + 8 * i + 4 * half));
+                UNROLL for (int j = 0; j < TILE_VECS; j++) sums[row][j] = vi_dot_nibbles(sums[row][j], columns[j], four);
             }
         }
     }
@@ -42,13 +40,15 @@ INLINE void int4_columns(int num_rows, const tile_input *input, int64_t grain, i
         else
             for (int64_t i = 0; i < ahead_bytes; i += CACHE_LINE) __builtin_prefetch(ahead + i);
         UNROLL for (int row = 0; row < num_rows; row++)
-            UNROLL for (int j = 0; j < TILE_VECS; j++) sums[row][j] = vi_set1(-8 * totals[row * row_sums]);
+            UNROLL for (int j = 0; j < TILE_VECS; j++) sums[row][j] = vi_begin_nibbles(-8 * totals[row * row_sums]);
         int4_group(num_rows, packed + 4 * column, codes, row_codes, sums);
         UNROLL for (int j = 0; j < TILE_VECS; j++) {
             const uint16_t *scales = (const uint16_t *)(packed + HPC_GROUP / 2 * HPC_PANEL);
             const vf scale = vf_load_bf16(scales + column + j * HPC_LANES);
-            UNROLL for (int row = 0; row < num_rows; row++)
-                results[row][j] = vf_fma(vf_of_vi(sums[row][j]), scale, results[row][j]);
+            UNROLL for (int row = 0; row < num_rows; row++) {
+                const vi sum = vi_end_nibbles(sums[row][j], -8 * totals[row * row_sums]);
+                results[row][j] = vf_fma(vf_of_vi(sum), scale, results[row][j]);
+            }
         }
     }
     UNROLL for (int row = 0; row < num_rows; row++) {

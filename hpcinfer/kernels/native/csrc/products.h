@@ -9,8 +9,7 @@ enum { CACHE_LINE = 64 };
 enum { PREFETCH_BYTES = 8192 };       /* how far ahead of use, where a panel is used once */
 enum { STRIPE = 4 * HPC_PANEL };      /* bytes of a panel that inner loops read at a time: floats, or 4 codes each */
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
-enum { TILE_ROWS_INT4 = TILE_ROWS_INT / 2 }; /* sums and results of each are in registers */
-enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT ? TILE_ROWS : TILE_ROWS_INT };
+enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT8 ? TILE_ROWS : TILE_ROWS_INT8 }; /* int4 has no more than int8 */
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */
 
 struct tile_input;
@@ -43,10 +42,10 @@ INLINE const char *ahead_of(const tile_input *input, int64_t grain) {
     return input->ahead + grain * input->weight->panel_bytes / STRIPE * input->ahead_step;
 }
 
-INLINE int32_t four_codes(const int8_t *codes) {
-    int32_t four;
-    memcpy(&four, codes, 4);
-    return four;
+INLINE int32_t int32_at(const int8_t *codes) {
+    int32_t bits;
+    memcpy(&bits, codes, 4);
+    return bits;
 }
 
 _Static_assert(MOST_TILE_ROWS <= 12, "FOR_CONSTANT_ROWS has cases up to 12");
@@ -129,12 +128,16 @@ static tile_function tile_of(const hpc_weight *weight) {
 }
 
 static int64_t rows_of_tile(const hpc_weight *weight) {
-    return weight->kind == HPC_FLOAT32 ? TILE_ROWS : weight->kind == HPC_INT8 ? TILE_ROWS_INT : TILE_ROWS_INT4;
+    return weight->kind == HPC_FLOAT32 ? TILE_ROWS : weight->kind == HPC_INT8 ? TILE_ROWS_INT8 : TILE_ROWS_INT4;
+}
+
+static int64_t bytes_of_input(const hpc_weight *weight) {
+    return weight->kind == HPC_FLOAT32 ? 4 : weight->kind == HPC_INT8 ? DOT_STEPS : 1;
 }
 
 /* Rows of a block: as many as BLOCK_BYTES hold, in whole tiles. */
 static int64_t rows_of_block(const hpc_weight *weight, int64_t tile_rows) {
-    const int64_t row_bytes = weight->grains * weight->num_in * (weight->kind == HPC_FLOAT32 ? 4 : 1);
+    const int64_t row_bytes = weight->grains * weight->num_in * bytes_of_input(weight);
     const int64_t num_tiles = BLOCK_BYTES / (row_bytes * tile_rows + 1);
     return (num_tiles > 4 ? num_tiles : 4) * tile_rows;
 }

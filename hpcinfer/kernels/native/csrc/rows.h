@@ -44,10 +44,11 @@ static float largest_magnitude(const float *x, int64_t n) {
 }
 
 /* Codes of 16 values, also returned. NaN gets the largest code. */
-INLINE vi quantise_lanes(vf values, vf inverse, int8_t *codes) {
+INLINE vi quantise_lanes(vf values, vf inverse, int is_for_int8, int8_t *codes) {
     const vf scaled = vf_max(vf_min(vf_mul(values, inverse), vf_set1(127.0f)), vf_set1(-127.0f));
     const vi rounded = vi_of_vf(scaled);
-    vi_store_s8(codes, rounded);
+    if (is_for_int8) vi_store_codes(codes, rounded);
+    else vi_store_s8(codes, rounded);
     return rounded;
 }
 
@@ -56,21 +57,24 @@ INLINE vf load_up_to(const float *p, int64_t n) {
     return n >= HPC_LANES ? vf_load(p) : n > 0 ? vf_load_tail(p, n) : vf_zero();
 }
 
-/* Quantise n values to -127 .. 127, with zeros up to `padded`, and add all codes; `with_groups` also those of groups. */
-static void quantise_run(
-    const float *run, int64_t n, int64_t padded, int with_groups, int8_t *codes, float *scale, int32_t *sums
+/* Quantise n values to -127 .. 127, with zeros up to `padded`, and add all codes; also of groups, if not for int8. */
+INLINE void quantise_run(
+    const float *run, int64_t n, int64_t padded, int is_for_int8, int8_t *codes, float *scale, int32_t *sums
 ) {
     const float largest = largest_magnitude(run, n);
     const int is_zero = largest < TINY;
     const vf inverse = vf_set1(is_zero ? 0.0f : 127.0f / largest);
     *scale = is_zero ? 0.0f : largest / 127.0f;
+    const int64_t bytes = is_for_int8 ? DOT_STEPS : 1;
     vi lanes = vi_set1(0);
     for (int64_t i = 0; i < padded; i += HPC_GROUP) {
-        const vi a = quantise_lanes(load_up_to(run + i, n - i), inverse, codes + i);
-        const vi b = quantise_lanes(load_up_to(run + i + HPC_LANES, n - i - HPC_LANES), inverse, codes + i + HPC_LANES);
+        int8_t *place = codes + i * bytes;
+        const vi a = quantise_lanes(load_up_to(run + i, n - i), inverse, is_for_int8, place);
+        const vf rest = load_up_to(run + i + HPC_LANES, n - i - HPC_LANES);
+        const vi b = quantise_lanes(rest, inverse, is_for_int8, place + HPC_LANES * bytes);
         const vi both = vi_add(a, b);
         lanes = vi_add(lanes, both);
-        if (with_groups) sums[i / HPC_GROUP] = (int32_t)vf_sum(vf_of_vi(both)); /* exact: small integers */
+        if (!is_for_int8) sums[i / HPC_GROUP] = (int32_t)vf_sum(vf_of_vi(both)); /* exact: small integers */
     }
     int32_t of_lanes[HPC_LANES], total = 0;
     vi_store(of_lanes, lanes);
@@ -80,10 +84,10 @@ static void quantise_run(
 
 /* Quantise run number `place` of [T][grains]. */
 static void put_codes(const float *run, hpc_rows *out, int64_t place) {
-    int8_t *codes = out->codes + place * out->padded_in;
+    int8_t *codes = out->codes + place * out->padded_in * (out->is_for_int8 ? DOT_STEPS : 1);
     int32_t *sums = out->sums + place * (out->padded_in / HPC_GROUP + 1);
-    if (out->only_totals) quantise_run(run, out->num_in, out->padded_in, 0, codes, out->scales + place, sums);
-    else quantise_run(run, out->num_in, out->padded_in, 1, codes, out->scales + place, sums);
+    if (out->is_for_int8) quantise_run(run, out->num_in, out->padded_in, 1, codes, out->scales + place, sums);
+    else quantise_run(run, out->num_in, out->padded_in, 0, codes, out->scales + place, sums);
 }
 
 static void quantise_rows(const float *values, hpc_rows *out, int thread, int threads) {

@@ -2,9 +2,10 @@
 #include <immintrin.h>
 
 #define TILE_ROWS 6
-#define TILE_ROWS_INT 4
+#define TILE_ROWS_INT8 6
+#define TILE_ROWS_INT4 6
 #define TILE_VECS 1
-#define HAS_DOT 0
+#define DOT_STEPS 2
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;
@@ -93,17 +94,31 @@ INLINE void vi_store_s8(int8_t *p, vi x) {
         (__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
 }
 
-/* Even and odd bytes apart, as 16-bit integers: _mm256_maddubs_epi16 would saturate. */
-INLINE __m256i dot_of_half(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
-    const __m256i even = _mm256_madd_epi16(
-        _mm256_and_si256(unsigned_bytes, _mm256_set1_epi16(0xff)),
-        _mm256_srai_epi16(_mm256_slli_epi16(signed_bytes, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(unsigned_bytes, 8), _mm256_srai_epi16(signed_bytes, 8));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+/* _mm256_maddubs_epi16 would saturate with bytes above 127, not with nibbles. */
+INLINE vi vi_bytes(vi x, int step) {
+    return step ? (vi){_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)} : vi_and(x, vi_set1(0x00ff00ff));
 }
-INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
-    return (vi){dot_of_half(acc.a, unsigned_bytes.a, signed_bytes.a),
-                dot_of_half(acc.b, unsigned_bytes.b, signed_bytes.b)};
+/* Sums that the compiler may not reorder: gcc would add products of several steps first, and run out of registers. */
+INLINE vi in_this_order(__m256i a, __m256i b) {
+    __asm__("" : "+x"(a), "+x"(b));
+    return (vi){a, b};
+}
+INLINE vi vi_dot(vi acc, vi bytes, vi codes) {
+    return in_this_order(_mm256_add_epi32(acc.a, _mm256_madd_epi16(bytes.a, codes.a)),
+                         _mm256_add_epi32(acc.b, _mm256_madd_epi16(bytes.b, codes.b)));
+}
+INLINE void vi_store_codes(int8_t *p, vi x) {
+    const __m256i pairs = _mm256_packs_epi32(_mm256_shuffle_epi32(x.a, 0xD8), _mm256_shuffle_epi32(x.b, 0xD8));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(pairs, 0xD8));
+}
+INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) {
+    return in_this_order(_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(nibbles.a, codes.a)),
+                         _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(nibbles.b, codes.b)));
+}
+INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(0); }
+INLINE vi vi_end_nibbles(vi acc, int32_t x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return vi_add((vi){_mm256_madd_epi16(acc.a, ones), _mm256_madd_epi16(acc.b, ones)}, vi_set1(x));
 }
 
 INLINE float vf_sum(vf x) {

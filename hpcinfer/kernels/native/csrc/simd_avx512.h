@@ -2,7 +2,8 @@
 #include <immintrin.h>
 
 #define TILE_ROWS 12
-#define TILE_ROWS_INT 12
+#define TILE_ROWS_INT8 12
+#define TILE_ROWS_INT4 6
 #define TILE_VECS 2
 
 typedef __m512 vf;
@@ -52,22 +53,35 @@ INLINE vf vf_load_s8(const int8_t *p) {
 INLINE void vi_store_s8(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
 #ifdef HPC_WITHOUT_VNNI
-#define HAS_DOT 0
-/* Even and odd bytes apart, as 16-bit integers: _mm512_maddubs_epi16 would saturate. */
-INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
-    const vi low = _mm512_set1_epi16(0xff);
-    const vi even = _mm512_madd_epi16(
-        _mm512_and_si512(unsigned_bytes, low), _mm512_srai_epi16(_mm512_slli_epi16(signed_bytes, 8), 8));
-    const vi odd = _mm512_madd_epi16(_mm512_srli_epi16(unsigned_bytes, 8), _mm512_srai_epi16(signed_bytes, 8));
-    return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+#define DOT_STEPS 2
+/* _mm512_maddubs_epi16 would saturate with bytes above 127, not with nibbles. */
+INLINE vi vi_bytes(vi a, int step) { return step ? _mm512_srli_epi16(a, 8) : vi_and(a, vi_set1(0x00ff00ff)); }
+/* A sum that the compiler may not reorder: gcc would add products of several steps first, and run out of registers. */
+INLINE vi in_this_order(vi sum) {
+    __asm__("" : "+v"(sum));
+    return sum;
 }
+INLINE vi vi_dot(vi acc, vi bytes, vi codes) { return in_this_order(vi_add(acc, _mm512_madd_epi16(bytes, codes))); }
+INLINE void vi_store_codes(int8_t *p, vi a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_shuffle_epi32(a, _MM_PERM_DBCA)));
+}
+INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) {
+    return in_this_order(_mm512_add_epi16(acc, _mm512_maddubs_epi16(nibbles, codes)));
+}
+INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(0); }
+INLINE vi vi_end_nibbles(vi acc, int32_t x) { return vi_add(_mm512_madd_epi16(acc, _mm512_set1_epi16(1)), vi_set1(x)); }
 #else
-#define HAS_DOT 1
+#define DOT_STEPS 1
 /* As assembly: around the intrinsic gcc 12 copies the sums to and fro, at half the speed. */
-INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
+INLINE vi vi_dot(vi acc, vi bytes, vi codes) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(bytes), "v"(codes));
     return acc;
 }
+INLINE vi vi_bytes(vi a, int step) { return a; }
+INLINE void vi_store_codes(int8_t *p, vi a) { vi_store_s8(p, a); }
+INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) { return vi_dot(acc, nibbles, codes); }
+INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(x); }
+INLINE vi vi_end_nibbles(vi acc, int32_t x) { return acc; }
 #endif
 
 INLINE float vf_sum(vf a) {

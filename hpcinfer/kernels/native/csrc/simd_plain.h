@@ -3,9 +3,10 @@
 #include <string.h>
 
 #define TILE_ROWS 2
-#define TILE_ROWS_INT 2
+#define TILE_ROWS_INT8 2
+#define TILE_ROWS_INT4 1
 #define TILE_VECS 1
-#define HAS_DOT 0
+#define DOT_STEPS 1
 
 typedef struct { float at[16]; } vf;
 typedef struct { int32_t at[16]; } vi;
@@ -80,6 +81,11 @@ INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     for (int i = 0; i < 64; i++) acc.at[i / 4] += u[i] * s[i];
     return acc;
 }
+INLINE vi vi_bytes(vi x, int step) { return x; }
+INLINE void vi_store_codes(int8_t *p, vi x) { vi_store_s8(p, x); }
+INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) { return vi_dot(acc, nibbles, codes); }
+INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(x); }
+INLINE vi vi_end_nibbles(vi acc, int32_t x) { return acc; }
 
 INLINE float vf_sum(vf a) {
     for (int half = 8; half > 0; half /= 2)
