@@ -75,7 +75,14 @@ def _products_f32(size: int) -> Iterator[Callable[[], object]]:
 
 def _products_int8(size: int) -> Iterator[Callable[[], object]]:
     a = torch.randint(-128, 127, (size, size), dtype=torch.int8)
-    yield lambda: torch._int_mm(a, a)
+    yield lambda: torch._int_mm(a, a)  # slow on CPUs without instructions for it
+    if hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        weight = torch.ops.onednn.qlinear_prepack(a, None)
+        ones, zeros = torch.ones(size), torch.zeros(size, dtype=torch.int32)
+        rows = torch.randint(0, 255, (size, size), dtype=torch.uint8)
+        yield lambda: torch.ops.onednn.qlinear_pointwise(
+            rows, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
 
 
 def _reads(words: torch.Tensor) -> Iterator[Callable[[], object]]:

@@ -40,7 +40,7 @@ class Unfinished(NamedTuple):
 class Saved(NamedTuple):
     """What a snapshot holds."""
 
-    num_sequences: int
+    num_sequences: int  # that have tokens
     num_tokens: int
 
 
@@ -65,7 +65,7 @@ class Snapshots:
         except (OSError, JobDirectoryError) as error:
             log.warning("what was stopped in the middle cannot be kept, and will begin anew: %s", error)
             return Saved(0, 0)
-        outputs = [ids for held in blocks.values() for each in held for ids in each.outputs]
+        outputs = [ids for held in blocks.values() for each in held for ids in each.outputs if ids]
         return Saved(len(outputs), sum(map(len, outputs)))
 
     def resumed(self, row: int, block: int) -> Outputs:

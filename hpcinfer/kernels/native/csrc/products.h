@@ -10,7 +10,7 @@ enum { PREFETCH_BYTES = 8192 };       /* how far ahead of use, where a panel is 
 enum { STRIPE = 4 * HPC_PANEL };      /* bytes of a panel that inner loops read at a time: floats, or 4 codes each */
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
 enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT8 ? TILE_ROWS : TILE_ROWS_INT8 }; /* int4 has no more than int8 */
-enum { BLOCK_BYTES = 256 * 1024 };    /* of rows that stay in the second-level cache, beside the panels that pass by */
+enum { BLOCK_BYTES = 256 * 1024 };    /* of rows with codes that stay in the cache, beside the panels that pass by */
 
 struct tile_input;
 typedef void (*tile_function)(const struct tile_input *, int64_t grain, float *out); /* out [num_rows][HPC_PANEL] */
@@ -135,10 +135,11 @@ static int64_t bytes_of_input(const hpc_weight *weight) {
     return weight->kind == HPC_FLOAT32 ? 4 : weight->kind == HPC_INT8 ? DOT_STEPS : 1;
 }
 
-/* Rows of a block: as many as BLOCK_BYTES hold, in whole tiles. */
+/* Rows of a block, in whole tiles. */
 static int64_t rows_of_block(const hpc_weight *weight, int64_t tile_rows) {
     const int64_t row_bytes = weight->grains * weight->num_in * bytes_of_input(weight);
-    const int64_t num_tiles = BLOCK_BYTES / (row_bytes * tile_rows + 1);
+    const int64_t num_bytes = weight->kind == HPC_FLOAT32 ? FLOAT32_BLOCK_BYTES : BLOCK_BYTES;
+    const int64_t num_tiles = num_bytes / (row_bytes * tile_rows + 1);
     return (num_tiles > 4 ? num_tiles : 4) * tile_rows;
 }
 

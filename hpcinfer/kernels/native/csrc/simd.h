@@ -17,6 +17,8 @@
  *   vi_begin_nibbles(x)        on, and vi_end_nibbles(acc, x) is their sums + x in every lane
  *   vf_sum(a) vf_largest(a)    lanes combined in one tree: i with i + 8, then i + 4, i + 2, i + 1 (vf_add, vf_max)
  *   TILE_ROWS TILE_ROWS_INT8 TILE_ROWS_INT4 TILE_VECS   register tiles of products.h: rows, vf across (1 or 2)
+ *   FLOAT32_BLOCK_BYTES        of float32 rows that products take through all panels: more of them ask less of memory, fewer
+ *                              stay nearer to cores that are fast beside it
  */
 #ifndef HPC_SIMD_H
 #define HPC_SIMD_H

@@ -5,6 +5,7 @@
 #define TILE_ROWS_INT8 6
 #define TILE_ROWS_INT4 6
 #define TILE_VECS 1
+#define FLOAT32_BLOCK_BYTES (1024 * 1024)
 #define DOT_STEPS 2
 
 typedef struct { __m256 a, b; } vf;

@@ -4,6 +4,7 @@
 #define TILE_ROWS 12
 #define TILE_ROWS_INT8 12
 #define TILE_ROWS_INT4 6
+#define FLOAT32_BLOCK_BYTES (256 * 1024)
 #define TILE_VECS 2
 
 typedef __m512 vf;

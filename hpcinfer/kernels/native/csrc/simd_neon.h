@@ -6,6 +6,7 @@
 #define TILE_ROWS_INT8 4
 #define TILE_ROWS_INT4 2
 #define TILE_VECS 1
+#define FLOAT32_BLOCK_BYTES (256 * 1024)
 #define DOT_STEPS 1
 
 typedef struct { float32x4_t a, b, c, d; } vf;
