@@ -9,7 +9,9 @@
 /* Scratch rows as input of a product with `weight`: float32, or codes where the weight is quantised. */
 static hpc_rows make_rows(hpc_runtime *runtime, int set, int64_t num_rows, const hpc_weight *weight) {
     const int64_t runs = num_rows * weight->grains, first = set * HPC_PER_SET;
-    hpc_rows rows = {num_rows, weight->grains, weight->num_in, weight->padded_in, NULL, 0, NULL, NULL, NULL, 0};
+    hpc_rows rows = {num_rows, weight->grains, weight->num_in, weight->padded_in};
+    const int64_t taken_bytes = runtime->threads * TAKEN_STRIDE * (int64_t)sizeof *rows.taken;
+    rows.taken = memset(hpc_scratch(runtime, first + HPC_TAKEN, taken_bytes), 0, (size_t)taken_bytes);
     if (weight->kind == HPC_FLOAT32) {
         rows.stride = weight->grains * weight->num_in;
         rows.values = hpc_scratch(runtime, first + HPC_ROWS, num_rows * rows.stride * 4);

@@ -152,6 +152,28 @@ static const char *panel_at(const hpc_weight *weight, int64_t place) {
     return weight->panels + number_of(weight, place) * weight->grains * weight->panel_bytes;
 }
 
+/* Where a thread is: a panel and a block of rows. */
+typedef struct {
+    int thread, threads, num_done; /* num_done: threads whose parts are taken */
+    int64_t place, next;           /* next: of this block or the next one */
+    hpc_part block;
+} panel_cursor;
+
+/* Go on to the next panel: of the thread's own part, which lies near it, then of those that are behind. 0 at the end. */
+static int take_panel(panel_cursor *at, const hpc_rows *rows, int64_t num_panels, int64_t num_blocks) {
+    for (; at->num_done < at->threads; at->num_done++) {
+        const int owner = (at->thread + at->num_done) % at->threads;
+        const hpc_part part = part_of(num_panels, owner, at->threads);
+        const int64_t size = part.last - part.first, taken = take_next(rows->taken, owner);
+        if (taken >= size * num_blocks) continue;
+        at->place = part.first + taken % size;
+        at->next = at->place + 1 < part.last ? at->place + 1 : part.first;
+        at->block = part_of(rows->num_rows, (int)(taken / size), (int)num_blocks);
+        return 1;
+    }
+    return 0;
+}
+
 static void product(
     const hpc_weight *weight, const hpc_rows *rows, const int64_t *spans, int64_t num_spans, const float *bias,
     float *nodes, int thread, int threads
@@ -161,15 +183,10 @@ static void product(
     const int64_t num_blocks = (rows->num_rows + block_rows - 1) / block_rows;
     const int64_t all_panels = (weight->num_out + HPC_PANEL - 1) / HPC_PANEL;
     const int64_t num_panels = weight->listed_panels ? weight->num_listed : all_panels;
-    const hpc_part panels = part_of(num_panels, thread, threads);
-    for (int64_t i = 0; i < num_blocks; i++) {
-        const hpc_part block = part_of(rows->num_rows, (int)i, (int)num_blocks);
-        for (int64_t place = panels.first; place < panels.last; place++) {
-            const int64_t next = place + 1 < panels.last ? place + 1 : panels.first; /* of the next block */
-            input.panel = panel_at(weight, place);
-            input.next_panel = panel_at(weight, next);
-            multiply_panel(&input, number_of(weight, place), block, tile_rows, spans, num_spans, bias, nodes);
-        }
+    for (panel_cursor at = {.threads = threads, .thread = thread}; take_panel(&at, rows, num_panels, num_blocks);) {
+        input.panel = panel_at(weight, at.place);
+        input.next_panel = panel_at(weight, at.next);
+        multiply_panel(&input, number_of(weight, at.place), at.block, tile_rows, spans, num_spans, bias, nodes);
     }
 }
 
@@ -219,18 +236,14 @@ static void gated_product(
     tile_input input = {.weight = weight, .rows = rows, .tile = tile_of(weight)};
     const int64_t tile_rows = rows_of_tile(weight), block_rows = rows_of_block(weight, tile_rows);
     const int64_t num_blocks = (rows->num_rows + block_rows - 1) / block_rows;
-    const hpc_part pairs = part_of(weight->num_out / HPC_PANEL / 2, thread, threads);
-    for (int64_t i = 0; i < num_blocks; i++) {
-        const hpc_part block = part_of(rows->num_rows, (int)i, (int)num_blocks);
-        const int64_t num_rows = block.last - block.first, num_tiles = (num_rows + tile_rows - 1) / tile_rows;
-        for (int64_t pair = pairs.first; pair < pairs.last; pair++) {
-            const int64_t next = pair + 1 < pairs.last ? pair + 1 : pairs.first; /* of the next block */
-            for (int64_t tile = 0; tile < num_tiles; tile++) {
-                const hpc_part part = part_of(num_rows, (int)tile, (int)num_tiles);
-                input.first_row = block.first + part.first;
-                input.num_rows = part.last - part.first;
-                multiply_pair(&input, pair, next, tile, num_tiles, num_gates, bias, out);
-            }
+    const int64_t num_pairs = weight->num_out / HPC_PANEL / 2;
+    for (panel_cursor at = {.threads = threads, .thread = thread}; take_panel(&at, rows, num_pairs, num_blocks);) {
+        const int64_t num_rows = at.block.last - at.block.first, num_tiles = (num_rows + tile_rows - 1) / tile_rows;
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            const hpc_part part = part_of(num_rows, (int)tile, (int)num_tiles);
+            input.first_row = at.block.first + part.first;
+            input.num_rows = part.last - part.first;
+            multiply_pair(&input, at.place, at.next, tile, num_tiles, num_gates, bias, out);
         }
     }
 }

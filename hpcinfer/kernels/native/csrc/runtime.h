@@ -4,7 +4,7 @@
 #include "native.h"
 
 /* Buffers: two sets of rows (input of the first and of the second product of a call), and two matrices. */
-enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_PER_SET, HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
+enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_TAKEN, HPC_PER_SET, HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
 
 struct hpc_runtime {
     int threads;
@@ -40,5 +40,11 @@ static inline int64_t place_of(const hpc_weight *weight, int64_t panel) {
 typedef struct { int64_t first, last; } hpc_part;
 static inline hpc_part part_of(int64_t count, int thread, int threads) {
     return (hpc_part){count * thread / threads, count * (thread + 1) / threads};
+}
+
+/* The next thing of a thread's part, counted from 0, for whoever asks: `taken` has a cache line for each thread. */
+enum { TAKEN_STRIDE = 8 };
+static inline int64_t take_next(int64_t *taken, int owner) {
+    return __atomic_fetch_add(taken + owner * TAKEN_STRIDE, 1, __ATOMIC_RELAXED);
 }
 #endif
