@@ -63,7 +63,8 @@ class Rows:
         shapes = {"values": ((num_rows, grains, num_in), np.float32)}
         if quantised:
             code_bytes = 2 if is_for_int8 else 1  # at most: instruction sets have their own
-            shapes = {"codes": ((num_rows, grains, padded * code_bytes), np.int8), "scales": ((num_rows, grains), np.float32),
+            shapes = {"codes": ((num_rows, grains, padded * code_bytes), np.int8),
+                      "scales": ((num_rows, grains), np.float32),
                       "sums": ((num_rows, grains, padded // GROUP + 1), np.int32)}
         self.parts = {name: moved(np.empty(*shape), places) for name, shape in shapes.items()}
         kinds = {"codes": "int8_t", "sums": "int32_t"}

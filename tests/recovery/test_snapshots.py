@@ -57,6 +57,13 @@ def test_rows_without_a_token_are_not_saved(job):
     assert not paths.snapshots.exists()
 
 
+def test_choice_without_a_token_is_saved_with_its_row_and_not_counted(job):
+    paths, index = job
+    outputs = {2: ((), (7, 8))}
+    assert Snapshots(paths, index, 0).save(unfinished(index, outputs)) == (1, 2)
+    assert read(paths, index) == outputs
+
+
 def test_of_several_snapshots_the_longest_counts_for_each_choice(job):
     paths, index = job
     for outputs in ({4: ((1, 9), (2,))}, {4: ((1,), (2, 3, 4))}, {4: ((1,), (2,))}):
