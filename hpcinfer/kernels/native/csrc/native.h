@@ -43,7 +43,7 @@ typedef struct {
     int8_t *codes;   /* [T][grains][padded_in] */
     float *scales;   /* [T][grains] */
     int32_t *sums;   /* [T][grains][padded_in / HPC_GROUP + 1] */
-    int64_t *taken;  /* by a product, of each thread's part: take_next */
+    int64_t *taken;  /* of each thread's part of a product: take_next */
     int64_t is_for_int8; /* codes are stored as int8 products take them (vi_store_codes), without the sums of groups */
 } hpc_rows;
 

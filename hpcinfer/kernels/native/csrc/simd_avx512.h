@@ -72,17 +72,12 @@ INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) {
 INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(0); }
 INLINE vi vi_end_nibbles(vi acc, int32_t x) { return vi_add(_mm512_madd_epi16(acc, _mm512_set1_epi16(1)), vi_set1(x)); }
 #else
-#define DOT_STEPS 1
 /* As assembly: around the intrinsic gcc 12 copies the sums to and fro, at half the speed. */
 INLINE vi vi_dot(vi acc, vi bytes, vi codes) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(bytes), "v"(codes));
     return acc;
 }
-INLINE vi vi_bytes(vi a, int step) { return a; }
-INLINE void vi_store_codes(int8_t *p, vi a) { vi_store_s8(p, a); }
-INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) { return vi_dot(acc, nibbles, codes); }
-INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(x); }
-INLINE vi vi_end_nibbles(vi acc, int32_t x) { return acc; }
+#include "simd_one_step.h"
 #endif
 
 INLINE float vf_sum(vf a) {

@@ -7,7 +7,6 @@
 #define TILE_ROWS_INT4 2
 #define TILE_VECS 1
 #define FLOAT32_BLOCK_BYTES (256 * 1024)
-#define DOT_STEPS 1
 
 typedef struct { float32x4_t a, b, c, d; } vf;
 typedef struct { int32x4_t a, b, c, d; } vi;
@@ -134,11 +133,7 @@ INLINE int32x4_t dot_of_4(int32x4_t acc, int32x4_t unsigned_bytes, int32x4_t sig
 INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     return EACH_3(vi, dot_of_4, acc, unsigned_bytes, signed_bytes);
 }
-INLINE vi vi_bytes(vi x, int step) { return x; }
-INLINE void vi_store_codes(int8_t *p, vi x) { vi_store_s8(p, x); }
-INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) { return vi_dot(acc, nibbles, codes); }
-INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(x); }
-INLINE vi vi_end_nibbles(vi acc, int32_t x) { return acc; }
+#include "simd_one_step.h"
 
 INLINE float vf_sum(vf x) {
     const float32x4_t four = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));

@@ -7,7 +7,6 @@
 #define TILE_ROWS_INT4 1
 #define TILE_VECS 1
 #define FLOAT32_BLOCK_BYTES (256 * 1024)
-#define DOT_STEPS 1
 
 typedef struct { float at[16]; } vf;
 typedef struct { int32_t at[16]; } vi;
@@ -82,11 +81,7 @@ INLINE vi vi_dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
     for (int i = 0; i < 64; i++) acc.at[i / 4] += u[i] * s[i];
     return acc;
 }
-INLINE vi vi_bytes(vi x, int step) { return x; }
-INLINE void vi_store_codes(int8_t *p, vi x) { vi_store_s8(p, x); }
-INLINE vi vi_dot_nibbles(vi acc, vi nibbles, vi codes) { return vi_dot(acc, nibbles, codes); }
-INLINE vi vi_begin_nibbles(int32_t x) { return vi_set1(x); }
-INLINE vi vi_end_nibbles(vi acc, int32_t x) { return acc; }
+#include "simd_one_step.h"
 
 INLINE float vf_sum(vf a) {
     for (int half = 8; half > 0; half /= 2)
