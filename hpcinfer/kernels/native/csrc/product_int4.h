@@ -14,7 +14,8 @@ INLINE void int4_group(
                 columns[j] = vi_and(half ? vi_shr(both[j], 4) : both[j], vi_set1(0x0F0F0F0F));
             UNROLL for (int row = 0; row < num_rows; row++) {
                 const vi four = vi_set1(int32_at(codes + row * row_codes + 8 * i + 4 * half));
-                UNROLL for (int j = 0; j < TILE_VECS; j++) sums[row][j] = vi_dot_nibbles(sums[row][j], columns[j], four);
+                UNROLL for (int j = 0; j < TILE_VECS; j++)
+                    sums[row][j] = vi_dot_nibbles(sums[row][j], columns[j], four);
             }
         }
     }

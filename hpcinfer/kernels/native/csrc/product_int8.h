@@ -12,11 +12,12 @@ INLINE void int8_columns(
         UNROLL for (int step = 0; step < DOT_STEPS; step++) {
             vi columns[TILE_VECS];
             KEEP_ADDRESS(weights); /* read again: registers would not do for the bytes of both steps */
-            UNROLL for (int i = 0; i < TILE_VECS; i++) columns[i] = vi_bytes(vi_load(weights + i * 4 * HPC_LANES), step);
+            UNROLL for (int i = 0; i < TILE_VECS; i++)
+                columns[i] = vi_bytes(vi_load(weights + i * 4 * HPC_LANES), step);
             UNROLL for (int i = 0; i < ADDRESSES(num_rows); i++) KEEP_ADDRESS(places[i]);
             UNROLL for (int row = 0; row < num_rows; row++) {
-                const vi codes_of_step = vi_set1(int32_at(places[row / 3] + row % 3 * stride));
-                UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_dot(sums[row][i], columns[i], codes_of_step);
+                const vi four = vi_set1(int32_at(places[row / 3] + row % 3 * stride)); /* or two, of two steps */
+                UNROLL for (int i = 0; i < TILE_VECS; i++) sums[row][i] = vi_dot(sums[row][i], columns[i], four);
             }
             UNROLL for (int i = 0; i < ADDRESSES(num_rows); i++) places[i] += 4;
         }

@@ -4,7 +4,8 @@
 #include "native.h"
 
 /* Buffers: two sets of rows (input of the first and of the second product of a call), and two matrices. */
-enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_TAKEN, HPC_PER_SET, HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
+enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_TAKEN, HPC_PER_SET };
+enum { HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
 
 struct hpc_runtime {
     int threads;
