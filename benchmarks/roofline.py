@@ -10,12 +10,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 _SIZES = (1024, 2048)  # of square matrices
+Library = Callable[[int], Callable[[], object]]  # makes a product of square matrices of a size
 _WORDS = 1 << 27  # float32 values that are read: 512 MiB, more than a cache holds
 
 
@@ -48,41 +50,60 @@ def measure(threads: int, seconds: float) -> Peaks:
     torch.set_num_threads(threads)
     words = torch.ones(_WORDS)
 
-    def best(candidates: Iterator[Callable[[], object]]) -> float:
-        return min(_shortest(work, seconds) for work in candidates)
-
     with torch.inference_mode():
-        f32 = max(2 * size**3 / best(_products_f32(size)) for size in _SIZES)
-        int8 = max(2 * size**3 / best(_products_int8(size)) for size in _SIZES)
-        return Peaks(f32, int8, words.nbytes / best(_reads(words)))
+        f32, int8 = (_best_rate(libraries, seconds) for libraries in (_products_f32(), _products_int8()))
+        return Peaks(f32, int8, words.nbytes / min(_shortest(work, seconds) for work in _reads(words)))
+
+
+def _best_rate(libraries: Iterator[Library], seconds: float) -> float:
+    """Operations per second of the best library, at its best size."""
+    best = 0.0
+    for library in libraries:
+        for size in _SIZES:
+            rate = 2 * size**3 / _shortest(library(size), seconds)
+            best = max(best, rate)
+            if rate < best / 4:  # hopeless, and larger products would take long
+                break
+    return best
 
 
 def _shortest(work: Callable[[], object], seconds: float) -> float:
+    """Seconds of the quickest of several calls; of the first one, if that took far longer than all were to take."""
+    start = time.perf_counter()
     work()
-    shortest, end = float("inf"), time.perf_counter() + seconds
+    shortest = time.perf_counter() - start
+    end = start + shortest + seconds
+    if shortest > 4 * seconds:
+        return shortest
     while (start := time.perf_counter()) < end:
         work()
         shortest = min(shortest, time.perf_counter() - start)
     return shortest
 
 
-def _products_f32(size: int) -> Iterator[Callable[[], object]]:
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    yield lambda: torch.mm(a, b)  # MKL, which is slow on CPUs of other makers
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        yield lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # oneDNN
+def _products_f32() -> Iterator[Library]:
+    def operands(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(size, size), torch.randn(size, size)
+
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # oneDNN
+        linear = torch.ops.mkldnn._linear_pointwise
+        yield lambda size: partial(linear, *operands(size), None, "none", [], "")
+    yield lambda size: partial(torch.mm, *operands(size))  # MKL, which is slow on CPUs of other makers
 
 
-def _products_int8(size: int) -> Iterator[Callable[[], object]]:
-    a = torch.randint(-128, 127, (size, size), dtype=torch.int8)
-    yield lambda: torch._int_mm(a, a)  # slow on CPUs without instructions for it
+def _products_int8() -> Iterator[Library]:
     if hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        weight = torch.ops.onednn.qlinear_prepack(a, None)
-        ones, zeros = torch.ones(size), torch.zeros(size, dtype=torch.int32)
-        rows = torch.randint(0, 255, (size, size), dtype=torch.uint8)
-        yield lambda: torch.ops.onednn.qlinear_pointwise(
-            rows, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        yield _quantised_linear
+    yield lambda size: partial(torch._int_mm, *[torch.randint(-128, 127, (size, size), dtype=torch.int8)] * 2)
+
+
+def _quantised_linear(size: int) -> Callable[[], object]:
+    """Bytes without a sign times signed ones, as oneDNN prefers them."""
+    weight = torch.ops.onednn.qlinear_prepack(torch.randint(-128, 127, (size, size), dtype=torch.int8), None)
+    ones, zeros = torch.ones(size), torch.zeros(size, dtype=torch.int32)
+    rows = torch.randint(0, 255, (size, size), dtype=torch.uint8)
+    rest = (weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    return partial(torch.ops.onednn.qlinear_pointwise, rows, 1.0, 0, *rest)
 
 
 def _reads(words: torch.Tensor) -> Iterator[Callable[[], object]]:

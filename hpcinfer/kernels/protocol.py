@@ -172,7 +172,9 @@ class Kernels(Protocol):
         """Describe what fixes the bits: kernel set, library versions, and the digest of a short probe."""
 
     def phase_seconds(self) -> dict[str, float]:
-        """Seconds in array functions so far, by phase: products, attention, other kernels; empty if not measured."""
+        """Seconds in array functions so far, by phase; empty if not measured.
+
+        The phases are products, attention, other kernels, sampling."""
 
     def bind_workers(self) -> None:
         """Bind threads that work for the calling one to CPUs, as those of the thread that has built the kernels are."""

@@ -7,6 +7,7 @@ logits are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -140,7 +141,8 @@ class Stage:
         fitting.begin()
         x = self._embed(batch) if self.plan.is_first else x
         if (run := self._whole_layers()) is not None:
-            return run(x, batch)
+            with suppress(MemoryError):  # x is as it was: half layers are computed in pieces
+                return run(x, batch)
         parts = _parts(cut, x)
         for layer, cache in zip(self.weights.layers, self.cache, strict=True):
             attention, mlp = partial(self._attention, layer, cache), partial(self._mlp, layer)

@@ -26,6 +26,8 @@ class Family(NamedTuple):
     window: str = "none"  # none, all (sliding_window on every layer) or per_layer (use_sliding_window)
 
 
+_LARGEST_HEAD = 1024  # head_dim: kernels keep a few rows of it on the stack of each thread
+
 FAMILIES = {
     "LlamaForCausalLM": Family(2048, special_ids=(1, 2), reads_attention_bias=True, reads_mlp_bias=True),
     "MistralForCausalLM": Family(131072, special_ids=(1, 2), window="all"),
@@ -159,6 +161,8 @@ def _check_heads(config: ModelConfig) -> None:
         )
     if config.head_size % 2:
         raise ModelError(f"head_dim={config.head_size} is odd", expected="an even size, for rotary positions")
+    if config.head_size > _LARGEST_HEAD:
+        raise ModelError(f"head_dim={config.head_size}", expected=f"at most {_LARGEST_HEAD}, as in all known models")
 
 
 def _windows(values: dict[str, Any], family: Family, num_layers: int) -> tuple[int, ...]:

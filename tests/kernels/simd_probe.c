@@ -28,7 +28,6 @@ static void put_arithmetic(vf a, vf b, vf c) {
     put_floats(vf_mul(a, b));
     put_floats(vf_div(a, b));
     put_floats(vf_fma(a, b, c));
-    put_floats(vf_sqrt(a));
     put_floats(vf_round(a));
     put_floats(vf_max(a, b));
     put_floats(vf_min(a, b));

@@ -121,7 +121,7 @@ def run_step(case, step, rows, cache, runtime):
         "grains": len(case.grain_heads), "grain_columns": case.grain_columns,
         "head_columns": pointer(head_columns), "kv_of_head": pointer(kv_of_head),
     })  # fmt: skip
-    names = ("positions", "slots", "query_starts", "context_lens", "block_tables", "table_starts")
+    names = ("positions", "slots", "query_starts", "block_tables", "table_starts")
     batch = ffi.new("hpc_step *", {name: pointer(getattr(step, name)) for name in names})
     batch.num_tokens, batch.num_sequences = len(step.positions), len(step.context_lens)
     heads = np.full((len(rows), case.num_head_columns), np.nan, np.float32)

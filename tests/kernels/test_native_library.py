@@ -202,6 +202,81 @@ def test_runtime_knows_how_many_threads_it_has(library):
     assert python(code, OMP_DYNAMIC="true", OMP_NUM_THREADS="1") == (["3"] if has_openmp else ["1"])
 
 
+IN_A_THREAD = """
+    import threading
+    import numpy as np
+    from hpcinfer.kernels import Placement, create_kernels
+    from hpcinfer.kernels.protocol import Weight
+    kernels = {threads: create_kernels("native", placement=Placement(threads, None)) for threads in (1, 8)}
+    x = np.arange(16 * 64, dtype=np.float32).reshape(16, 64)
+    def logits(threads, rows):
+        table = Weight(np.ones((1, 64, 64), np.float32), "float32")
+        head = kernels[threads].prepare_head(np.ones(64, np.float32), table, 1e-5)
+        return kernels[threads].logits(x, rows, head)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(logits(8, np.arange(16))))
+    thread.start()
+    thread.join()
+    print((found[0] == logits(1, np.arange(16))).all())
+"""
+
+
+def test_a_team_may_be_smaller_than_it_was_when_the_kernels_were_made(library):
+    assert python(IN_A_THREAD) == python(IN_A_THREAD, OMP_DYNAMIC="true") == ["True"]
+
+
+FLUSHING = """
+    import numpy as np
+    import torch
+    from hpcinfer.kernels import Placement, create_kernels
+    from hpcinfer.kernels.protocol import Weight
+    BEFORE = [create_kernels("native", placement=Placement(threads, None)) for threads in (1, 2)]
+    assert torch.set_flush_denormal(True) and np.float32(1e-39) + np.float32(0) == 0
+    AFTER = [create_kernels("native", placement=Placement(threads, None)) for threads in (1, 2)]
+    table = Weight(np.full((1, 96, 2), 2e-5, np.float16), "float16")
+    for kernels in (*BEFORE, *AFTER):
+        torch.set_flush_denormal(True)
+        head = kernels.prepare_head(np.full(2, 1e-30, np.float32), table, 1e-5)
+        torch.set_flush_denormal(True)
+        print(*set(kernels.logits(np.ones((4, 2), np.float32), np.arange(4), head).ravel().tolist()))
+"""
+
+
+def test_no_library_has_small_numbers_flushed_to_zero(library):
+    """As one built with -ffast-math does for the thread that loads it."""
+    pytest.importorskip("torch")
+    found = set(map(float, python(FLUSHING)))
+    assert len(found) == 1 and 3e-35 < found.pop() < 5e-35
+
+
+SCARCE = """
+    import resource
+    import numpy as np
+    from hpcinfer.kernels import create_kernels
+    from hpcinfer.kernels.protocol import Linear, MlpWeights, Weight
+    kernels, random = create_kernels("native"), np.random.default_rng(0)
+    gate, up, down = (Weight(random.standard_normal(shape, np.float32), "float32")
+                      for shape in ((1, 4096, 32), (1, 4096, 32), (1, 32, 4096)))
+    layer = kernels.prepare_mlp(MlpWeights(np.ones(32, np.float32), Linear(gate), Linear(up), down), 1e-5)
+    x, spans = random.standard_normal((32768, 32), np.float32), [(0, 1)]
+    [expected] = kernels.mlp(x[:10], layer, spans)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28,) * 2)
+    try:
+        kernels.mlp(x, layer, spans)
+    except MemoryError as error:
+        print(str(error).split()[-1])
+    [found] = kernels.mlp(x[:10], layer, spans)
+    print((found == expected).all())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs the size of a process")
+def test_too_many_rows_for_the_memory_are_an_error_and_fewer_are_not(library):
+    assert python(SCARCE) == ["takes", "True"]
+
+
 def test_without_the_extension_there_is_no_library():
     code = """
         import sys

@@ -226,6 +226,20 @@ def test_many_rows_are_the_same_rows():
             assert (product(weight, rows[start : start + 100])[0] == whole[start : start + 100]).all(), dtype
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_many_rows_of_gated_products_are_the_same_rows(isa):
+    """More rows than stay in a cache at once, and more panels than threads: who is done takes those of others."""
+    lib.hpc_use(isa.encode())
+    rng = np.random.default_rng(1)
+    for dtype in KINDS:
+        gate, up = (random_weight(rng, (1, 6 * lib.HPC_PANEL + 3, 300), dtype) for _ in range(2))
+        weight, rows = pack_gated(gate, up, 300), random_rows(rng, 1300, (1, gate.num_out, 300))
+        parts = [gated(weight, rows[start : start + 100], gate.num_out) for start in range(0, 1300, 100)]
+        for threads in RUNTIMES:
+            found = gated(weight, rows, gate.num_out, threads=threads)
+            assert (found == np.concatenate(parts)).all(), (dtype, threads)
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=seeds, dtype=dtypes, num_rows=st.integers(1, 40),
        true_inputs=st.lists(st.integers(0, 70), min_size=2, max_size=4))  # fmt: skip

@@ -80,6 +80,24 @@ def test_what_did_not_fit_is_not_tried_again_in_the_same_batch(monkeypatch, stor
     assert refused == [52, 52]  # of 52 tokens: half a layer, and all logits
 
 
+def test_layers_that_do_not_fit_as_a_whole_are_run_half_by_half(monkeypatch, store, token_ids):
+    refused = []
+
+    class Scant(Scarce):
+        def whole_layers(self, layers, caches):
+            def run(x, step):
+                refused.append(len(x))
+                raise MemoryError
+
+            return run
+
+    monkeypatch.setattr(stages, "create_kernels", lambda *a, **k: Scant(5))
+    found = run_replica(store, token_ids)
+    monkeypatch.undo()
+    expected = run_replica(store, token_ids)
+    assert refused == [52] and all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
 def test_it_is_said_once(monkeypatch, store, token_ids, caplog):
     with caplog.at_level(logging.WARNING, "hpcinfer.model.fitting"):
         run_scarce(monkeypatch, store, token_ids, [2])

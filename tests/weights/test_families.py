@@ -90,7 +90,7 @@ REFUSED = [
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
     ({"num_attention_heads": 5, "num_key_value_heads": 1}, "hidden_size=64"),
-    ({"head_dim": 15}, "head_dim=15"),
+    ({"head_dim": 15}, "head_dim=15"), ({"head_dim": 2048}, "head_dim=2048"),
     ({"vocab_size": -1}, "vocab_size=-1"),
     ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 4}, "layer_types"),
 ]

@@ -7,7 +7,10 @@ from cffi import FFI
 
 SOURCES = Path(__file__).parent / "csrc"
 # No contraction and no errno: a product and a sum are two roundings wherever the source does not say fma.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+FLAGS = [
+    "-std=gnu11", "-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fvisibility=hidden", "-g0",
+    "-fno-strict-aliasing",  # caches are written as integers and read as what they hold
+]
 OPENMP = ["-fopenmp"]
 
 

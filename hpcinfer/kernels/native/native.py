@@ -15,15 +15,16 @@ from hpcinfer.kernels.native.library import Library
 from hpcinfer.kernels.native.prepared import NativeWeights, Prepared, Table
 from hpcinfer.kernels.node_memory import NodeMemory
 from hpcinfer.kernels.probe import probe_digest
-from hpcinfer.kernels.protocol import Changes, GrainBest, GrainStats, LayerWeights, StepInput
+from hpcinfer.kernels.protocol import Changes, Draw, GrainBest, GrainStats, LayerWeights, StepInput
 from hpcinfer.kernels.rope import rope_table
-from hpcinfer.kernels.sampling import RowSampling, change_row, compact
+from hpcinfer.kernels.sampling import COLDEST, HOTTEST, RowSampling, change_row, compact
 
 logger = logging.getLogger(__name__)
 
 _VERSION = "native-1"  # changes whenever a bit of a result may
 _PROBED = (("float32", "float32"), ("int8", "int8"), ("int4", "bfloat16"))  # weights and caches
-_PHASES = ("products", "attention", "other kernels")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER
+_PHASES = ("products", "attention", "other kernels", "sampling")  # HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER, ...
+_DRAW = np.dtype("f8,i8,f8,f8,f8,i8")  # hpc_draw; the fields of Draw in their order
 
 
 class NativeCache:
@@ -118,10 +119,11 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
     ) -> list[np.ndarray]:  # fmt: skip
         """The attention half of a layer: one partial sum [T, D] per tree node of this rank, in `out` if given."""
         nodes = self.empty((len(spans), *x.shape)) if out is None else out
-        self._lib.hpc_attention_half(
+        is_done = self._lib.hpc_attention_half(
             self._runtime, layer.struct, self._step(step).struct, cache.struct, self._floats(x),
             self._span_array(spans), len(spans), self._floats(nodes),
         )  # fmt: skip
+        _check_memory(is_done)
         return list(nodes)
 
     def mlp(
@@ -129,10 +131,11 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
     ) -> list[np.ndarray]:
         """The MLP half of a layer: one partial sum [T, D] per tree node of this rank, in `out` if given."""
         nodes = self.empty((len(spans), *x.shape)) if out is None else out
-        self._lib.hpc_mlp_half(
+        is_done = self._lib.hpc_mlp_half(
             self._runtime, layer.struct, self._floats(x), len(x), self._span_array(spans), len(spans),
             self._floats(nodes),
         )  # fmt: skip
+        _check_memory(is_done)
         return list(nodes)
 
     def whole_layers(
@@ -151,7 +154,8 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
 
         def run(x: np.ndarray, step: StepInput) -> np.ndarray:
             step_struct, total = self._step(step).struct, np.empty_like(x)
-            self._lib.hpc_layers(self._runtime, stack.struct, step_struct, self._floats(x), self._floats(total))
+            memory = self._floats(x), self._floats(total)
+            _check_memory(self._lib.hpc_layers(self._runtime, stack.struct, step_struct, *memory))
             return x
 
         return run
@@ -172,9 +176,10 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
         """Norm and output head of some rows: [R, G, U]."""
         num_out, grains = head.struct.weight.num_out, head.struct.grains
         out = self.empty((len(rows), grains, num_out // grains))
-        self._lib.hpc_logits(
+        is_done = self._lib.hpc_logits(
             self._runtime, head.struct, self._floats(x), self._pointer("int64_t[]", rows), len(rows), self._floats(out)
         )
+        _check_memory(is_done)
         return out
 
     def argmax(
@@ -205,8 +210,23 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
         """Places of the largest values: value descending, place ascending."""
         places = np.empty(min(count, len(row)), np.int64)
         row = np.ascontiguousarray(row)
-        self._lib.hpc_largest(self._floats(row), len(row), len(places), self._pointer("int64_t[]", places))
+        self._lib.hpc_largest(
+            self._runtime, self._floats(row), len(row), len(places), self._pointer("int64_t[]", places)
+        )
         return places
+
+    def draw(self, logits: np.ndarray, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> np.ndarray:
+        """Choose an id of each row of [R, G, U], rows side by side on all threads."""
+        rules, ids = np.array([draw[:-1] for draw in draws], _DRAW), np.empty(len(draws), np.int64)
+        temperatures = rules["f0"]
+        np.clip(temperatures, COLDEST, HOTTEST, out=temperatures, where=temperatures != 0)
+        changes = self._changes([draw.changes for draw in draws])
+        is_done = self._lib.hpc_draw_ids(
+            self._runtime, self._floats(np.ascontiguousarray(logits)), self._sizes(grain_sizes), *logits.shape,
+            self._pointer("hpc_draw[]", rules), changes.struct, self._pointer("int64_t[]", ids),
+        )  # fmt: skip
+        _check_memory(is_done)
+        return ids
 
     def log(self, x: np.ndarray) -> np.ndarray:
         """Natural logarithm, computed in float64, in the precision of x."""
@@ -218,11 +238,21 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
         self._lib.hpc_exp(self._runtime, self._floats(out), out.size)
         return out
 
+    def _changes(self, changes: list[Changes | None]) -> Prepared:
+        """Changes of rows, one behind the other; NULL where there are none."""
+        some = [each for each in changes if each is not None]
+        if not some:
+            return Prepared(self._ffi.NULL, ())
+        starts = np.cumsum([0, *(0 if each is None else len(each.places) for each in changes)])
+        places, *values = (np.concatenate(field) for field in zip(*some, strict=True))
+        floats = dict(zip(("biases", "factors", "penalties"), values, strict=True))
+        return self._prepare("hpc_changes *", {}, starts=starts, places=places, **floats)
+
     def _step(self, step: StepInput) -> Prepared:
         for known, struct in self._steps:
             if known is step:
                 return struct
-        names = ("positions", "slots", "query_starts", "context_lens", "block_tables", "table_starts")
+        names = ("positions", "slots", "query_starts", "block_tables", "table_starts")
         arrays = {name: np.ascontiguousarray(getattr(step, name), np.int64) for name in names}
         sizes = {"num_tokens": len(step.positions), "num_sequences": len(step.context_lens)}
         struct = self._prepare("hpc_step *", sizes, **arrays)
@@ -240,3 +270,8 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
 
     def _floats(self, array: np.ndarray) -> Any:
         return self._ffi.from_buffer("float[]", array)
+
+
+def _check_memory(is_done: int) -> None:
+    if not is_done:
+        raise MemoryError("the native kernels: not enough memory for what a batch takes")

@@ -9,5 +9,6 @@
 #include "cache.h"      /* KV cache, rotary embedding */
 #include "attention.h"
 #include "logits.h"     /* embedding, maxima, exp-sums, the largest */
+#include "drawing.h"    /* the choice of an id */
 #include "layer.h"      /* the calls that Python makes */
 #include "parts.h"      /* single steps of them, for tests; the table of all functions */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "runtime.h"
 
 typedef struct {
     const char *name;
@@ -48,7 +49,10 @@ static const variant *in_use(void) {
     return chosen;
 }
 
-static const hpc_kernels *table(void) { return in_use()->kernels; }
+static const hpc_kernels *table(void) {
+    hpc_use_default_rounding();
+    return in_use()->kernels;
+}
 
 const char *hpc_isa(void) { return in_use()->name; }
 
@@ -60,28 +64,28 @@ const char *hpc_isas(void) {
     return names;
 }
 
-void hpc_attention_half(
+int hpc_attention_half(
     hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, const float *x,
     const int64_t *spans, int64_t num_spans, float *nodes
 ) {
-    table()->attention_half(runtime, layer, step, cache, x, spans, num_spans, nodes);
+    return table()->attention_half(runtime, layer, step, cache, x, spans, num_spans, nodes);
 }
 
-void hpc_mlp_half(
+int hpc_mlp_half(
     hpc_runtime *runtime, const hpc_mlp_layer *layer, const float *x, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, float *nodes
 ) {
-    table()->mlp_half(runtime, layer, x, num_rows, spans, num_spans, nodes);
+    return table()->mlp_half(runtime, layer, x, num_rows, spans, num_spans, nodes);
 }
 
-void hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum) {
-    table()->layers(runtime, stack, step, x, sum);
+int hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum) {
+    return table()->layers(runtime, stack, step, x, sum);
 }
 
-void hpc_logits(
+int hpc_logits(
     hpc_runtime *runtime, const hpc_head *head, const float *x, const int64_t *index, int64_t num_rows, float *logits
 ) {
-    table()->logits(runtime, head, x, index, num_rows, logits);
+    return table()->logits(runtime, head, x, index, num_rows, logits);
 }
 
 void hpc_embed(
@@ -115,11 +119,18 @@ void hpc_grain_stats(
     table()->grain_stats(runtime, logits, sizes, num_rows, grains, columns, maxima, sums);
 }
 
-void hpc_largest(const float *row, int64_t size, int64_t count, int64_t *places) {
-    table()->largest(row, size, count, places);
+void hpc_largest(hpc_runtime *runtime, const float *row, int64_t size, int64_t count, int64_t *places) {
+    table()->largest(runtime, row, size, count, places);
 }
 
 void hpc_exp(hpc_runtime *runtime, float *values, int64_t size) { table()->exp(runtime, values, size); }
+
+int hpc_draw_ids(
+    hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
+    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids
+) {
+    return table()->draw_ids(runtime, logits, sizes, num_rows, grains, columns, draws, changes, ids);
+}
 
 void hpc_product(
     hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows, const int64_t *spans,

@@ -14,6 +14,7 @@ typedef struct {
     __typeof__(&hpc_grain_stats) grain_stats;
     __typeof__(&hpc_largest) largest;
     __typeof__(&hpc_exp) exp;
+    __typeof__(&hpc_draw_ids) draw_ids;
     __typeof__(&hpc_product) product;
     __typeof__(&hpc_gated_product) gated_product;
     __typeof__(&hpc_rms_norm) rms_norm;

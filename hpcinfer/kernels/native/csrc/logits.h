@@ -1,6 +1,6 @@
 /* Rows around the layers: embedding, residuals, and what sampling asks of logits. */
 
-enum { TEAM_ROWS = 8 }; /* fewer are done before a team has come together */
+enum { TEAM_ROWS = 8, TEAM_VALUES = 4096 }; /* fewer are done before a team has come together */
 
 /* A row of a table as float32, -0 as 0: as it is when ranks add their zeros. */
 static void embed_row(int64_t dtype, const char *table, float scale, int64_t first, int64_t n, float *out) {
@@ -28,6 +28,7 @@ static void embed(
     int64_t num_columns, const int64_t *grain_starts, const int64_t *grain_sizes, int64_t grains,
     const int64_t *token_ids, int64_t num_tokens, float *out
 ) {
+    begin_phase(runtime);
 #pragma omp parallel for num_threads(runtime->threads) if (num_tokens >= TEAM_ROWS)
     for (int64_t token = 0; token < num_tokens; token++) {
         const int64_t row = row_of_id(token_ids[token], grain_starts, grain_sizes, grains, rows_per_grain);
@@ -35,6 +36,7 @@ static void embed(
         if (row < 0) memset(target, 0, (size_t)num_columns * 4);
         else embed_row(dtype, table, scales ? scales[row] : 1.0f, row * num_columns, num_columns, target);
     }
+    add_seconds(runtime, HPC_OTHER);
 }
 
 /* x + (total + bias), or x + total. */
@@ -56,11 +58,13 @@ static void add_residual(
     hpc_runtime *runtime, const float *x, const float *total, const float *bias, int64_t num_rows, int64_t num_columns,
     float *out
 ) {
+    begin_phase(runtime);
 #pragma omp parallel for num_threads(runtime->threads) if (num_rows >= TEAM_ROWS)
     for (int64_t row = 0; row < num_rows; row++) {
         const int64_t first = row * num_columns;
         add_residual_row(x + first, total + first, bias, num_columns, out + first);
     }
+    add_seconds(runtime, HPC_OTHER);
 }
 
 /* The largest of n values; -inf if there are none, or only NaN. */
@@ -94,9 +98,11 @@ static void argmax(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
     float *values, int64_t *places
 ) {
+    begin_phase(runtime);
 #pragma omp parallel for num_threads(runtime->threads) if (num_rows > 1)
     for (int64_t row = 0; row < num_rows; row++)
         argmax_row(logits + row * grains * columns, sizes, grains, columns, values + row, places + row);
+    add_seconds(runtime, HPC_SAMPLING);
 }
 
 /* Sum of exp(x - maximum); lane i adds elements i, i + 16, ... in order. */
@@ -118,6 +124,7 @@ static void grain_stats(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
     float *maxima, float *sums
 ) {
+    begin_phase(runtime);
 #pragma omp parallel for num_threads(runtime->threads)
     for (int64_t i = 0; i < num_rows * grains; i++) {
         const float *x = logits + i * columns;
@@ -125,6 +132,7 @@ static void grain_stats(
         maxima[i] = largest_value(x, n);
         sums[i] = exp_sum(x, n, maxima[i] == -INFINITY ? 0.0f : maxima[i]);
     }
+    add_seconds(runtime, HPC_SAMPLING);
 }
 
 /* Whether a comes before b: value descending, place ascending, NaN last. */
@@ -147,7 +155,7 @@ static void sink(const float *row, int64_t *heap, int64_t size, int64_t node) {
 }
 
 /* A heap of the best so far, the last of them on top; then it is sorted in place. */
-static void largest(const float *row, int64_t size, int64_t count, int64_t *places) {
+static void largest_places(const float *row, int64_t size, int64_t count, int64_t *places) {
     if (count == 0) return;
     for (int64_t i = 0; i < count; i++) places[i] = i;
     for (int64_t node = count / 2; node-- > 0;) sink(row, places, count, node);
@@ -164,10 +172,18 @@ static void largest(const float *row, int64_t size, int64_t count, int64_t *plac
     }
 }
 
+static void largest(hpc_runtime *runtime, const float *row, int64_t size, int64_t count, int64_t *places) {
+    begin_phase(runtime);
+    largest_places(row, size, count, places);
+    add_seconds(runtime, HPC_SAMPLING);
+}
+
 static void exp_array(hpc_runtime *runtime, float *values, int64_t size) {
-#pragma omp parallel for num_threads(runtime->threads)
+    begin_phase(runtime);
+#pragma omp parallel for num_threads(runtime->threads) if (size >= TEAM_VALUES)
     for (int64_t i = 0; i < size; i += HPC_LANES) {
         const int64_t n = size - i < HPC_LANES ? size - i : HPC_LANES;
         vf_store_tail(values + i, vf_exp(vf_load_tail(values + i, n)), n);
     }
+    add_seconds(runtime, HPC_SAMPLING);
 }

@@ -13,7 +13,7 @@
 
 enum { HPC_FLOAT32, HPC_BFLOAT16, HPC_FLOAT16, HPC_INT8, HPC_INT4 };
 enum { HPC_LANES = 16, HPC_PANEL = 32, HPC_GROUP = 32, HPC_TILE = 64 };
-enum { HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER, HPC_NUM_PHASES };
+enum { HPC_PRODUCTS, HPC_ATTENTION, HPC_OTHER, HPC_SAMPLING, HPC_NUM_PHASES };
 
 /* A linear map in panels of HPC_PANEL outputs: panels[panel][grain], panel_bytes each, outputs padded with zeros.
  * A column-parallel one has one "grain" (all its outputs side by side); a row-parallel one has G, summed in a tree.
@@ -51,7 +51,7 @@ typedef struct {
 typedef struct {
     int64_t num_tokens, num_sequences;
     const int64_t *positions, *slots;                    /* [T] */
-    const int64_t *query_starts, *context_lens;          /* [S + 1], [S] */
+    const int64_t *query_starts;                         /* [S + 1] */
     const int64_t *block_tables, *table_starts;          /* flat, [S + 1] */
 } hpc_step;
 
@@ -96,6 +96,20 @@ typedef struct {
     int64_t grains;
 } hpc_head;
 
+/* How the id of a row is chosen: hpcinfer.kernels.protocol.Draw. Temperatures are 0 or in the range of float32. */
+typedef struct {
+    double temperature;
+    int64_t top_k;
+    double top_p, min_p, u;
+    int64_t known_id;
+} hpc_draw;
+
+/* What becomes of some logits of R rows first: hpcinfer.kernels.protocol.Changes, those of row r from starts[r] on. */
+typedef struct {
+    const int64_t *starts, *places;                      /* [R + 1] */
+    const float *biases, *factors, *penalties;
+} hpc_changes;
+
 /* Threads, scratch memory and stopwatches of one set of kernels; not shared between callers. */
 typedef struct hpc_runtime hpc_runtime;
 
@@ -128,15 +142,16 @@ int hpc_use(const char *isa);  /* 0 if this build or CPU lacks it */
 const char *hpc_isa(void);     /* in use */
 const char *hpc_isas(void);    /* those possible here, best first, separated by spaces */
 
-/* The calls of a model: layer.h. `nodes` is [num_spans][T][D]; spans are half-open runs of local grains. */
-void hpc_attention_half(
+/* The calls of a model: layer.h. `nodes` is [num_spans][T][D]; spans are half-open runs of local grains. They return 0,
+ * and have done nothing, where there is no memory. */
+int hpc_attention_half(
     hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, const float *x,
     const int64_t *spans, int64_t num_spans, float *nodes);
-void hpc_mlp_half(
+int hpc_mlp_half(
     hpc_runtime *runtime, const hpc_mlp_layer *layer, const float *x, int64_t num_rows, const int64_t *spans,
     int64_t num_spans, float *nodes);
-void hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum); /* x in place */
-void hpc_logits(
+int hpc_layers(hpc_runtime *runtime, const hpc_stack *stack, const hpc_step *step, float *x, float *sum); /* x in place */
+int hpc_logits(
     hpc_runtime *runtime, const hpc_head *head, const float *x, const int64_t *index, int64_t num_rows, float *logits);
 
 /* Rows around the layers: logits.h. A table is [G][U][D] as stored, logits are [R][G][U] with sizes [G] true columns. */
@@ -153,8 +168,11 @@ void hpc_argmax(
 void hpc_grain_stats(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
     float *maxima, float *sums);
-void hpc_largest(const float *row, int64_t size, int64_t count, int64_t *places);
+void hpc_largest(hpc_runtime *runtime, const float *row, int64_t size, int64_t count, int64_t *places);
 void hpc_exp(hpc_runtime *runtime, float *values, int64_t size); /* in place */
+int hpc_draw_ids( /* `changes` may be NULL; ids that are known stay. 0 without memory */
+    hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
+    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids);
 
 /* Single steps of the calls above, for tests: parts.h. */
 void hpc_product(

@@ -3,19 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "native.h"
 #include "runtime.h"
 #include "simd.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#define TEAM omp_get_num_threads() /* may be fewer than asked for */
-#else
-#define THREAD 0
-#define TEAM 1
-#endif
 
 enum { HUGE_PAGE = 2 << 20, BLOCK = 16 }; /* BLOCK inputs are one cache line of float32 */
 
@@ -55,8 +47,8 @@ hpc_weight *hpc_weight_new(int64_t kind, int64_t grains, int64_t num_out, int64_
     if (!weight) return NULL;
     const int64_t padded_in = round_up(num_in, HPC_GROUP), panel_bytes = bytes_of_panel(kind, num_in, padded_in);
     const int64_t num_panels = round_up(num_out, HPC_PANEL) / HPC_PANEL;
-    /* The page after the last panel lets kernels read ahead, and makes an empty weight a mapping like any other. */
-    const int64_t bytes = round_up(num_panels * grains * panel_bytes + 1, 4096);
+    /* A byte more than needed makes an empty weight a mapping like any other. */
+    const int64_t bytes = round_up(num_panels * grains * panel_bytes + 1, sysconf(_SC_PAGESIZE));
     *weight = (hpc_weight){
         kind, grains, num_out, num_in, padded_in, panel_bytes, new_pages(bytes), bytes, NULL, NULL, 0, 0};
     if (weight->panels) return weight;
@@ -173,6 +165,7 @@ void hpc_weight_fill(
     const void *values, const void *scales
 ) {
     const source from = {weight, grain, first_out, count, dtype, values, scales};
+    hpc_use_default_rounding();
 #pragma omp parallel num_threads((int)threads)
     pack_share(&from, THREAD, TEAM);
 }

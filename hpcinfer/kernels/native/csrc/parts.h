@@ -5,19 +5,19 @@ static void rms_norm(
     hpc_runtime *runtime, const float *x, const int64_t *index, const float *weight, double eps, hpc_rows *out
 ) {
 #pragma omp parallel num_threads(runtime->threads)
-    rms_norm_rows(x, index, weight, (float)eps, out, THREAD, runtime->threads);
+    rms_norm_rows(x, index, weight, (float)eps, out, THREAD, TEAM);
 }
 
 static void quantise(hpc_runtime *runtime, const float *values, hpc_rows *out) {
 #pragma omp parallel num_threads(runtime->threads)
-    quantise_rows(values, out, THREAD, runtime->threads);
+    quantise_rows(values, out, THREAD, TEAM);
 }
 
 static void rotate_and_store_rows(
     hpc_runtime *runtime, const hpc_attention_layer *layer, const hpc_step *step, hpc_cache *cache, float *qkv
 ) {
 #pragma omp parallel num_threads(runtime->threads)
-    rotate_and_store(layer, step, cache, qkv, THREAD, runtime->threads);
+    rotate_and_store(layer, step, cache, qkv, THREAD, TEAM);
 }
 
 static void attend_rows(
@@ -25,7 +25,7 @@ static void attend_rows(
     float *heads
 ) {
 #pragma omp parallel num_threads(runtime->threads)
-    attend(layer, step, cache, qkv, heads, THREAD, runtime->threads);
+    attend(layer, step, cache, qkv, heads, THREAD, TEAM);
 }
 
 const hpc_kernels HPC_TABLE = {
@@ -39,6 +39,7 @@ const hpc_kernels HPC_TABLE = {
     .grain_stats = grain_stats,
     .largest = largest,
     .exp = exp_array,
+    .draw_ids = draw_ids,
     .product = product_of,
     .gated_product = gated_product_of,
     .rms_norm = rms_norm,

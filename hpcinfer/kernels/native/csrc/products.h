@@ -9,7 +9,7 @@ enum { CACHE_LINE = 64 };
 enum { PREFETCH_BYTES = 8192 };       /* how far ahead of use, where a panel is used once */
 enum { STRIPE = 4 * HPC_PANEL };      /* bytes of a panel that inner loops read at a time: floats, or 4 codes each */
 enum { INT4_GROUP_BYTES = HPC_PANEL * (HPC_GROUP / 2 + 2) };
-enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT8 ? TILE_ROWS : TILE_ROWS_INT8 }; /* int4 has no more than int8 */
+enum { MOST_TILE_ROWS = TILE_ROWS > TILE_ROWS_INT8 ? TILE_ROWS : TILE_ROWS_INT8 };
 enum { BLOCK_BYTES = 256 * 1024 };    /* of rows with codes that stay in the cache, beside the panels that pass by */
 
 struct tile_input;
@@ -48,6 +48,7 @@ INLINE int32_t int32_at(const int8_t *codes) {
     return bits;
 }
 
+_Static_assert(TILE_ROWS_INT4 <= MOST_TILE_ROWS, "sums of a tile have room for MOST_TILE_ROWS");
 _Static_assert(MOST_TILE_ROWS <= 12, "FOR_CONSTANT_ROWS has cases up to 12");
 
 /* Call with a constant first argument, so that the loops over rows unroll and sums stay in registers. */

@@ -2,11 +2,10 @@
 #define _GNU_SOURCE /* CPU_SET, pthread_setaffinity_np */
 #include "runtime.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#ifdef _OPENMP
-#include <omp.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
 #endif
 #if defined(__linux__) && defined(_OPENMP)
 #include <pthread.h>
@@ -15,17 +14,30 @@
 
 enum { ALIGNMENT = 64 };
 
-/* Threads that a team of so many really gets: kernels that share work by number must not miss one. */
+void hpc_use_default_rounding(void) {
+#if defined(__x86_64__)
+    enum { FLAGS = 0x3F, DEFAULT = 0x1F80 }; /* exceptions that have been; all masked, to nearest, nothing flushed */
+    const unsigned found = _mm_getcsr();
+    if ((found & ~FLAGS) != DEFAULT) _mm_setcsr(DEFAULT | (found & FLAGS));
+#elif defined(__aarch64__)
+    uint64_t found;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
+    if (found) __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
+#endif
+}
+
+/* Threads that a team of so many really gets. */
 static int team_size(int threads) {
     int size = 1;
 #ifdef _OPENMP
     omp_set_dynamic(0);
-#pragma omp parallel num_threads(threads)
-#pragma omp single
-    size = omp_get_num_threads();
-#else
-    (void)threads;
 #endif
+#pragma omp parallel num_threads(threads)
+    {
+        hpc_use_default_rounding();
+#pragma omp single
+        size = TEAM;
+    }
     return size;
 }
 
@@ -46,15 +58,13 @@ int hpc_runtime_threads(const hpc_runtime *runtime) { return runtime->threads; }
 const double *hpc_seconds(const hpc_runtime *runtime) { return runtime->seconds; }
 
 void *hpc_scratch(hpc_runtime *runtime, int buffer, int64_t bytes) {
-    if (bytes <= runtime->sizes[buffer]) return runtime->buffers[buffer];
-    const int64_t size = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    free(runtime->buffers[buffer]);
-    runtime->buffers[buffer] = aligned_alloc(ALIGNMENT, (size_t)size);
-    if (!runtime->buffers[buffer]) { /* no caller could go on */
-        fprintf(stderr, "hpcinfer: no memory for %lld bytes of scratch\n", (long long)size);
-        abort();
+    if (bytes > runtime->sizes[buffer]) {
+        const int64_t size = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        free(runtime->buffers[buffer]);
+        runtime->buffers[buffer] = aligned_alloc(ALIGNMENT, (size_t)size);
+        runtime->sizes[buffer] = runtime->buffers[buffer] ? size : 0;
+        if (!runtime->buffers[buffer]) runtime->lacks_scratch = 1;
     }
-    runtime->sizes[buffer] = size;
     return runtime->buffers[buffer];
 }
 
@@ -67,9 +77,10 @@ double hpc_now(void) {
 int hpc_pin(int threads, const int64_t *cpus) {
 #if defined(__linux__) && defined(_OPENMP)
     int failures = 0;
+    hpc_use_default_rounding();
 #pragma omp parallel num_threads(threads) reduction(+ : failures)
     {
-        const int thread = omp_get_thread_num();
+        const int thread = THREAD;
         cpu_set_t set;
         CPU_ZERO(&set);
         CPU_SET((size_t)cpus[thread], &set);

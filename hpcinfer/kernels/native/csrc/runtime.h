@@ -3,20 +3,43 @@
 #define HPC_RUNTIME_H
 #include "native.h"
 
-/* Buffers: two sets of rows (input of the first and of the second product of a call), and two matrices. */
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#define TEAM omp_get_num_threads() /* may be fewer than asked for: only the team itself knows who shares the work */
+#else
+#define THREAD 0
+#define TEAM 1
+#endif
+
+/* Buffers: two sets of rows (input of the first and of the second product of a call), two matrices, and
+ * rows of logits. */
 enum { HPC_ROWS, HPC_CODES, HPC_SCALES, HPC_SUMS, HPC_TAKEN, HPC_PER_SET };
-enum { HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_NUM_BUFFERS };
+enum { HPC_WIDE = 2 * HPC_PER_SET, HPC_HEADS, HPC_DRAWING, HPC_NUM_BUFFERS };
 
 struct hpc_runtime {
     int threads;
+    int lacks_scratch;
     double seconds[HPC_NUM_PHASES], stamp;
     void *buffers[HPC_NUM_BUFFERS];
     int64_t sizes[HPC_NUM_BUFFERS];
 };
 
-/* Scratch memory of at least `bytes`, aligned to 64; its content is lost by the next call for the same buffer. */
+/* Scratch memory of at least `bytes`, aligned to 64; its content is lost by the next call for the same buffer. NULL
+ * where there is no memory, which `has_all_scratch` tells once. */
 void *hpc_scratch(hpc_runtime *runtime, int buffer, int64_t bytes);
+static inline int has_all_scratch(hpc_runtime *runtime) {
+    const int has_all = !runtime->lacks_scratch;
+    runtime->lacks_scratch = 0;
+    return has_all;
+}
+
+/* Let this thread, and those that it begins, round as IEEE 754 does by default: no library may have it flush small
+ * numbers to zero, for which the kernels would depend on who loaded what, and on which thread. */
+void hpc_use_default_rounding(void);
 double hpc_now(void); /* monotonic seconds */
+
+static inline void begin_phase(hpc_runtime *runtime) { runtime->stamp = hpc_now(); }
 
 /* What happened since the last call was `phase`. */
 static inline void add_seconds(hpc_runtime *runtime, int phase) {

@@ -2,7 +2,7 @@
  *
  *   vf, vi, vm                 16 float32; 16 int32 (or 64 bytes); a mask of 16 lanes
  *   vf_set1 vf_zero vf_load vf_store vf_load_tail(p, n) vf_store_tail(p, a, n)   1 <= n <= 16; a tail loads zeros
- *   vf_add sub mul div sqrt fma(a, b, c) = a * b + c     each rounded once (IEEE 754); vf_round: to nearest even
+ *   vf_add sub mul div fma(a, b, c) = a * b + c     each rounded once (IEEE 754); vf_round: to nearest even
  *   vf_max(a, b) = a > b ? a : b; vf_min(a, b) = a < b ? a : b        b if either is NaN
  *   vf_lt vi_lt vm_and vf_select(m, yes, no)             comparisons with NaN are false
  *   vi_set1 vi_iota (0 .. 15) vi_load vi_store vi_add vi_and vi_shl(a, constant) vi_shr (logical)

@@ -49,7 +49,6 @@ INLINE vf vf_div(vf x, vf y) { return EACH_2(vf, vdivq_f32, x, y); }
 INLINE vf vf_fma(vf x, vf y, vf z) { return EACH_3(vf, vfmaq_f32, z, x, y); }
 INLINE vf vf_max(vf x, vf y) { return EACH_2(vf, max_of_4, x, y); }
 INLINE vf vf_min(vf x, vf y) { return EACH_2(vf, min_of_4, x, y); }
-INLINE vf vf_sqrt(vf x) { return EACH_1(vf, vsqrtq_f32, x); }
 INLINE vf vf_round(vf x) { return EACH_1(vf, vrndnq_f32, x); }
 
 INLINE vm vf_lt(vf x, vf y) { return EACH_2(vm, vcltq_f32, x, y); }

@@ -30,7 +30,6 @@ INLINE vf vf_div(vf a, vf b) { EACH_LANE(vf, a.at[i] / b.at[i]) }
 INLINE vf vf_fma(vf a, vf b, vf c) { EACH_LANE(vf, fmaf(a.at[i], b.at[i], c.at[i])) }
 INLINE vf vf_max(vf a, vf b) { EACH_LANE(vf, a.at[i] > b.at[i] ? a.at[i] : b.at[i]) }
 INLINE vf vf_min(vf a, vf b) { EACH_LANE(vf, a.at[i] < b.at[i] ? a.at[i] : b.at[i]) }
-INLINE vf vf_sqrt(vf a) { EACH_LANE(vf, sqrtf(a.at[i])) }
 INLINE vf vf_round(vf a) { EACH_LANE(vf, rintf(a.at[i])) }
 
 INLINE vm vf_lt(vf a, vf b) { EACH_LANE(vm, a.at[i] < b.at[i]) }
