@@ -40,7 +40,7 @@ class TextStream:
         searched = len(self._buffer)
         self.starts.append(searched)
         self._buffer += content
-        if self._end is None and content and len(self.starts) > self._min_tokens:
+        if self._stop and self._end is None and content and len(self.starts) > self._min_tokens:
             found = [self._buffer.find(stop, max(0, searched - len(stop) + 1)) for stop in self._stop]
             self._end = min((start for start in found if start >= 0), default=None)
         return self._end is not None

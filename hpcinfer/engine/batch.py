@@ -44,7 +44,7 @@ def build_batch(works: list[Work], block_size: int, before: Batch | None = None)
         block_size: tokens of a KV block.
         before: the last batch, if it is in flight and samples tokens that this one is to compute.
     """
-    sequences, starts, stops = zip(*works, strict=True)
+    sequences, starts, stops, _ = zip(*works, strict=True)
     first, last = np.array(starts, np.int64), np.array(stops, np.int64)
     counts = last - first
     query_starts = _running_sum(counts)
@@ -75,7 +75,7 @@ def _running_sum(counts: list[int] | np.ndarray) -> np.ndarray:
 
 
 def _token_ids(works: list[Work], num_tokens: int, kept: dict[int, list[int]]) -> np.ndarray:
-    parts = (sequence.token_ids[start:stop] or kept[sequence.seq_id] for sequence, start, stop in works)
+    parts = (sequence.token_ids[start:stop] or kept[sequence.seq_id] for sequence, start, stop, _ in works)
     return np.fromiter(chain.from_iterable(parts), np.int64, num_tokens)
 
 
@@ -90,11 +90,11 @@ def _logit_rows(works: list[Work], offsets: list[int]) -> tuple[list[LogitRow], 
     rows: list[LogitRow] = []
     tokens: list[int] = []
     for work, offset in zip(works, offsets, strict=True):
-        sequence, _, stop = work
+        sequence, _, stop, samples = work
         if sequence.num_scored < sequence.num_prompt:
             rows += [LogitRow(sequence, position, False) for position in work.scored]
             tokens += [offset + position for position in work.scored]
-        if work.samples:
+        if samples:
             rows.append(LogitRow(sequence, stop - 1, True))
             tokens.append(offset + stop - 1)
     return rows, tokens

@@ -29,21 +29,17 @@ class BlockManager:
         """Blocks that nobody holds."""
         return len(self._free)
 
-    def missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Blocks that the sequence lacks to hold its first `num_tokens` tokens."""
-        return max(0, -(-num_tokens // self.block_size) - len(sequence.blocks))
-
-    def can_grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Whether enough blocks are free for the first `num_tokens` tokens."""
-        return self.missing(sequence, num_tokens) <= len(self._free)
-
-    def grow(self, sequence: Sequence, num_tokens: int) -> None:
-        """Give the sequence blocks for its first `num_tokens` tokens."""
-        for _ in range(self.missing(sequence, num_tokens)):
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give the sequence blocks for its first `num_tokens` tokens; none, and false, where too few are free."""
+        num_missing = -(-num_tokens // self.block_size) - len(sequence.blocks)
+        if num_missing > len(self._free):
+            return False
+        for _ in range(num_missing):
             block, _none = self._free.popitem(last=False)
             self._forget(block)
             self._references[block] = 1
             sequence.blocks.append(block)
+        return True
 
     def reuse_prefix(self, sequence: Sequence) -> None:
         """Give a sequence without blocks those that hold its prefix; its last token is always left to compute."""

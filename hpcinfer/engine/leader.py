@@ -10,7 +10,7 @@ from hpcinfer.engine.outputs import Outputs
 from hpcinfer.engine.record import NO_TOKEN, UNBOUNDED, StepRecord
 from hpcinfer.engine.request import Request
 from hpcinfer.engine.runner import Runner
-from hpcinfer.engine.sampler import RowResult, decode_results
+from hpcinfer.engine.sampler import RowResult
 from hpcinfer.engine.scheduler import Scheduler, Work
 from hpcinfer.engine.sequence import Finish
 from hpcinfer.report.metrics import IDLE
@@ -92,7 +92,7 @@ class Leader:
         results: list[RowResult] = []
         if batch.rows:
             with self._metrics.phase("waiting for results"):
-                results = decode_results(self._pipeline.receive_results(), len(batch.rows))
+                results = self._pipeline.receive_results(len(batch.rows))
         with self._metrics.phase("input and output"):
             verdicts, start = [], 0
             for work in batch.works:

@@ -14,6 +14,7 @@ from hpcinfer.comm.operations import Operations
 from hpcinfer.comm.outbox import Outbox
 from hpcinfer.comm.protocol import Pending
 from hpcinfer.comm.waiting import turn_meanwhile
+from hpcinfer.engine.sampler import RowResult, decode_results, encode_results
 from hpcinfer.kernels.protocol import Array
 
 _TAG_HIDDEN, _TAG_RESULTS, _TAG_RECORD = 11, 12, 13
@@ -67,7 +68,7 @@ class Pipeline:
         self.replica, self.place, self._operations, self._arrays = operations.group, place, operations, arrays
         self._max_tokens, self._allocate, self._token_bytes = max_tokens, allocate, allocate(1).nbytes
         self._sent = Outbox()
-        self._own_results: deque[bytes] = deque()
+        self._own_results: deque[list[RowResult]] = deque()
         self._coming: tuple[Array, Pending] | None = None  # of the next micro-batch
 
     def receive_hidden(self, num_tokens: int) -> Array:
@@ -107,18 +108,19 @@ class Pipeline:
         room = self._allocate(self._max_tokens)
         return room, self.replica.start_receive(room, self.replica.rank - self.place.tp, _TAG_HIDDEN)
 
-    def send_results(self, data: bytes) -> None:
+    def send_results(self, results: list[RowResult]) -> None:
         """Start sending what was sampled to the leader."""
         if self.place.is_leader:
-            self._own_results.append(data)
+            self._own_results.append(results)
         else:
-            self._sent.keep(self._operations.send_bytes(data, 0, _TAG_RESULTS))
+            self._sent.keep(self._operations.send_bytes(encode_results(results), 0, _TAG_RESULTS))
 
-    def receive_results(self) -> bytes:
+    def receive_results(self, num_rows: int) -> list[RowResult]:
         """Wait for what was sampled from the oldest batch. On the leader."""
         if self.place.is_sampler:
             return self._own_results.popleft()
-        return self._operations.receive_bytes((self.place.pp - 1) * self.place.tp, _TAG_RESULTS)
+        data = self._operations.receive_bytes((self.place.pp - 1) * self.place.tp, _TAG_RESULTS)
+        return decode_results(data, num_rows)
 
     def send_record(self, data: bytes) -> None:
         """Start sending the step record to all others. On the leader."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hpcinfer.engine.batch import Batch
 from hpcinfer.engine.pipeline import Pipeline
-from hpcinfer.engine.sampler import Sampler, Sampling, encode_results
+from hpcinfer.engine.sampler import Sampler, Sampling
 from hpcinfer.model.decoder import Stage
 from hpcinfer.report.metrics import Metrics
 
@@ -67,4 +67,4 @@ class Runner:
     def _tell(self, sampling: Sampling) -> None:
         results = sampling.finish()
         if self.pipeline.place.is_sampler:
-            self.pipeline.send_results(encode_results(results))
+            self.pipeline.send_results(results)

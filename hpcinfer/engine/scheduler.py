@@ -27,12 +27,12 @@ class Work(NamedTuple):
     sequence: Sequence
     start: int
     stop: int
+    samples: bool  # whether the next token is to be sampled after the last one
 
-    @property
-    def samples(self) -> bool:
-        """Whether the next token is to be sampled after the last one."""
-        sequence = self.sequence  # whose last token may be under way when this begins
-        return self.stop >= len(sequence.token_ids) and sequence.request.sampling.max_tokens > 0
+    @staticmethod
+    def of(sequence: Sequence, start: int, stop: int) -> "Work":
+        """Tokens of a sequence, whose last one may be under way when this begins."""
+        return Work(sequence, start, stop, stop >= len(sequence.token_ids) and sequence.request.sampling.max_tokens > 0)
 
     @property
     def scored(self) -> range:
@@ -82,7 +82,7 @@ class _Draft:
 
     def add(self, sequence: Sequence, stop: int) -> None:
         """Take in what is neither computed nor in flight of a sequence's first `stop` tokens; it is in flight now."""
-        work = Work(sequence, sequence.num_scheduled, stop)
+        work = Work.of(sequence, sequence.num_scheduled, stop)
         sequence.num_scheduled = stop
         self.works.append(work)
         self.tokens_left -= stop - work.start
@@ -171,7 +171,7 @@ class Scheduler:
 
     def _schedule_running(self, sequence: Sequence, draft: _Draft) -> None:
         stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
-        if self._make_room(sequence, stop):
+        if self.blocks.grow(sequence, stop) or self._make_room(sequence, stop):
             self._take(sequence, stop, draft)
         else:
             draft.lacks_blocks = True
@@ -179,13 +179,13 @@ class Scheduler:
     def _schedule_ahead(self, sequence: Sequence, draft: _Draft) -> None:
         """Take in the token that is being sampled; nobody is preempted for it."""
         stop = sequence.num_scheduled + 1
-        if self.blocks.can_grow(sequence, stop):
+        if self.blocks.grow(sequence, stop):
             self._take(sequence, stop, draft)
         else:
             draft.lacks_blocks = True
 
     def _take(self, sequence: Sequence, stop: int, draft: _Draft) -> None:
-        self.blocks.grow(sequence, stop)
+        """Take in a sequence that has blocks for its first `stop` tokens."""
         self.blocks.announce(sequence)
         draft.add(sequence, stop)
 
@@ -208,7 +208,7 @@ class Scheduler:
         if _shares(sequence):
             self.blocks.reuse_prefix(sequence)
         stop = min(len(sequence.token_ids), sequence.num_computed + draft.room)
-        if not self.blocks.can_grow(sequence, stop):
+        if not self.blocks.grow(sequence, stop):
             self.blocks.release(sequence)
             return False
         self._metrics.count("reused_tokens", sequence.num_computed)
@@ -222,8 +222,8 @@ class Scheduler:
         return min(share, limits.max_num_seqs)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Free blocks by preempting the latest sequences, itself at last; false if it cannot run in this batch."""
-        while not self.blocks.can_grow(sequence, num_tokens):
+        """Give it blocks by preempting the latest sequences, itself at last; false if it cannot run in this batch."""
+        while not self.blocks.grow(sequence, num_tokens):
             victim = self.running[-1]
             if victim.is_in_flight:
                 return False

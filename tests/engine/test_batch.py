@@ -16,7 +16,7 @@ def work(seq_id, length, start, stop, block_size, *, scores=False, max_tokens=4)
     params = SamplingParams(echo=scores, logprobs=0 if scores else None, max_tokens=max_tokens)
     sequence = Sequence(seq_id, Request(seq_id, tuple(100 * seq_id + i for i in range(length)), params), 0)
     sequence.blocks = array("q", [50 * seq_id + 3 * i for i in range(-(-stop // block_size))])
-    return Work(sequence, start, stop)
+    return Work.of(sequence, start, stop)
 
 
 @given(data=st.data(), block_size=st.sampled_from([1, 3, 16]))
@@ -29,7 +29,7 @@ def test_batches_pack_the_tokens_of_their_works(data, block_size):
     batch = build_batch(works, block_size)
     step = batch.step
     assert batch.works == works and batch.num_tokens == step.query_starts[-1]
-    for i, (sequence, start, stop) in enumerate(works):
+    for i, (sequence, start, stop, _) in enumerate(works):
         mine = slice(step.query_starts[i], step.query_starts[i + 1])
         assert step.positions[mine].tolist() == list(range(start, stop))
         assert step.token_ids[mine].tolist() == sequence.token_ids[start:stop]

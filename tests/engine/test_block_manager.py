@@ -29,16 +29,16 @@ def reuse(blocks, token_ids):
 @pytest.mark.parametrize(("num_tokens", "expected"), [(0, 0), (1, 1), (4, 1), (5, 2), (16, 4)])
 def test_growth_is_by_whole_blocks_and_once(num_tokens, expected):
     blocks, seq = BlockManager(4, 4), sequence(range(16))
-    assert blocks.missing(seq, num_tokens) == expected
-    blocks.grow(seq, num_tokens)
+    assert blocks.grow(seq, num_tokens)
     assert len(seq.blocks) == expected == 4 - blocks.num_free and len(set(seq.blocks)) == expected
-    blocks.grow(seq, num_tokens)
-    assert len(seq.blocks) == expected and blocks.missing(seq, 0) == 0
+    assert blocks.grow(seq, num_tokens) and blocks.grow(seq, 0)
+    assert len(seq.blocks) == expected
 
 
-def test_growth_beyond_what_is_free_is_seen_before():
+def test_growth_beyond_what_is_free_gives_nothing():
     blocks, seq = BlockManager(3, 4), sequence(range(16))
-    assert blocks.can_grow(seq, 12) and not blocks.can_grow(seq, 13)
+    assert not blocks.grow(seq, 13) and not seq.blocks and blocks.num_free == 3
+    assert blocks.grow(seq, 12) and len(seq.blocks) == 3
 
 
 def test_full_blocks_are_shared_but_the_last_token_is_left_to_compute():

@@ -15,7 +15,7 @@ from hpcinfer.engine.outputs import Outputs
 from hpcinfer.engine.pipeline import Pipeline, Place
 from hpcinfer.engine.record import NO_TOKEN
 from hpcinfer.engine.request import Request
-from hpcinfer.engine.sampler import RowResult, encode_results
+from hpcinfer.engine.sampler import RowResult
 from hpcinfer.engine.scheduler import Limits, Scheduler
 from hpcinfer.engine.sequence import Finish
 from hpcinfer.report.metrics import Metrics
@@ -65,7 +65,7 @@ class Bench:
         works = self.scheduler.schedule()
         self.in_flight.append(build_batch(works, 4) if works else None)
         if works and self.in_flight[0].rows:
-            self.pipeline.send_results(encode_results([RowResult(token, None) for token in tokens]))
+            self.pipeline.send_results([RowResult(token, None) for token in tokens])
         return record
 
 

@@ -32,7 +32,7 @@ def feed(outputs, sequence, token_ids):
     finish = Finish.NONE
     for token_id in token_ids:
         assert finish is Finish.NONE, "tokens after the end"
-        work = Work(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids))
+        work = Work.of(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids))
         has_score = sequence.request.sampling.logprobs is not None
         finish = outputs.extend(work, [RowResult(token_id, score(token_id) if has_score else None)])
         sequence.token_ids.append(token_id)
@@ -99,9 +99,9 @@ def test_logprobs_are_of_each_token(outputs):
 
 def test_prompt_is_scored_over_chunks_and_its_first_token_not_at_all(outputs):
     [sequence] = open_row(outputs, prompt=(10, 11, 12, 13), echo=True, logprobs=1, max_tokens=1)
-    first = outputs.extend(Work(sequence, 0, 2), [RowResult(i, score(i)) for i in (11, 12)])
+    first = outputs.extend(Work.of(sequence, 0, 2), [RowResult(i, score(i)) for i in (11, 12)])
     sequence.num_scored = 3
-    last = outputs.extend(Work(sequence, 2, 4), [RowResult(i, score(i)) for i in (13, 99)])
+    last = outputs.extend(Work.of(sequence, 2, 4), [RowResult(i, score(i)) for i in (13, 99)])
     assert (first, last) == (Finish.NONE, Finish.LENGTH)
     sequence.token_ids.append(99)
     [choice] = outputs.close(sequence, last)
@@ -115,9 +115,9 @@ def test_scoring_alone_ends_with_the_prompt(outputs, prompt):
     [sequence] = open_row(outputs, prompt=prompt, echo=True, logprobs=0, max_tokens=0)
     results = [RowResult(i, TokenScore(i, -1.0, ())) for i in prompt[1:]]
     for i, result in enumerate(results):
-        assert outputs.extend(Work(sequence, i, i + 1), [result]) is Finish.NONE
+        assert outputs.extend(Work.of(sequence, i, i + 1), [result]) is Finish.NONE
         sequence.num_scored += 1
-    finish = outputs.extend(Work(sequence, len(prompt) - 1, len(prompt)), [])
+    finish = outputs.extend(Work.of(sequence, len(prompt) - 1, len(prompt)), [])
     [choice] = outputs.close(sequence, finish)
     assert (choice.text, choice.token_ids, choice.finish_reason, choice.logprobs) == ("", (), "length", ())
     assert len(choice.prompt_logprobs) == len(prompt)
@@ -125,4 +125,4 @@ def test_scoring_alone_ends_with_the_prompt(outputs, prompt):
 
 def test_chunks_without_rows_end_nothing(outputs):
     [sequence] = open_row(outputs, prompt=range(20))
-    assert outputs.extend(Work(sequence, 0, 19), []) is Finish.NONE
+    assert outputs.extend(Work.of(sequence, 0, 19), []) is Finish.NONE
