@@ -1,4 +1,4 @@
-"""The engines that are compared, each started as a program of its own; their loading is not part of their time."""
+"""The engines that are compared, each started as a program of its own; peers load before their clock starts."""
 
 import importlib.util
 import itertools
@@ -59,7 +59,8 @@ class Bench:
         options = {
             "model": self._store(contender.precision), "input": self.job_input, "output": output,
             "data-parallel-size": mesh.dp, "pipeline-parallel-size": mesh.pp, "tensor-parallel-size": mesh.tp,
-            "threads": threads, "dtype": "float32", "temperature": 0, "max-tokens": self.workload.output_tokens,
+            "threads": threads, "dtype": "float32", "max-tokens": self.workload.output_tokens,
+            "temperature": self.workload.temperature, "top-p": self.workload.top_p,
         }  # fmt: skip
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         argv = [*program, *flags, "--ignore-eos", "--fail-on-error", *contender.flags, *self.job_options]

@@ -36,6 +36,8 @@ class Rounds:
         if not self.peaks:
             self._measure_roofline()
         contenders: list[Contender] = [*self._peers, *self._jobs]
+        if len(self.peaks) % 2 == 0:  # every other round begins with the jobs
+            contenders.reverse()
         for contender in sorted(contenders, key=lambda one: one.threads):
             result = self._run_job(contender) if isinstance(contender, JobContender) else self._run_peer(contender)
             self.runs[contender].append(Run(result.seconds, result.peak_bytes))

@@ -54,7 +54,8 @@ def main() -> None:
         if args.breakdown:
             rounds.run_timed()
     job, reference = rounds.float32_job, rounds.reference
-    agreement = compare(job, reference, workload, tokenizer) if job and reference else None
+    is_comparable = job and reference and workload.temperature == 0
+    agreement = compare(job, reference, workload, tokenizer) if is_comparable else None
     result = {
         **_about(args, workload, linear_size(config)),
         **_measured(rounds, workload, linear_size(config)),
@@ -113,6 +114,8 @@ def _job_names(args: argparse.Namespace) -> list[str]:
 def _peer_names(args: argparse.Namespace) -> list[str]:
     if args.against is not None:
         return [] if args.against == "none" else list(args.against.split(","))
+    if args.recipe.temperature > 0:
+        return [peer for peer in _PEERS if not peer.startswith("llama.cpp:")]  # whose driver is greedy
     return [*_PEERS, f"vllm:f32:{NO_REUSE}"] if args.recipe.prefix_tokens else _PEERS
 
 

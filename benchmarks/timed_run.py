@@ -18,6 +18,7 @@ from hpcinfer.kernels.protocol import Kernels
 from hpcinfer.report.metrics import Metrics
 
 _MESSAGES = ("all_gather", "gather", "send", "receive", "send_bytes", "receive_bytes")  # those of the step path
+_SUMS = ("reduce", "start", "finish")  # of the reducer, which may go through memory that ranks share
 
 
 class ExclusiveMetrics(Metrics):
@@ -89,6 +90,10 @@ def install_stopwatches() -> None:
     def build_timed(world: Any, mesh: Any, store: Any, kernels: Any, options: Any, load: Any = None) -> Any:
         built = build(TimedGroup(world, options.metrics), mesh, store, kernels, options, load)
         options.metrics.watch(kernels)
+        if mesh.tp > 1:
+            reducer = built.runner.stage.reducer
+            for name in _SUMS:
+                setattr(reducer, name, options.metrics.phase("communication")(getattr(reducer, name)))
         return built
 
     replica.build_replica = build_timed

@@ -18,6 +18,8 @@ class Recipe(NamedTuple):
     lengths: tuple[int, int]  # tokens of a prompt behind the shared prefix, both included
     output_tokens: int  # of each prompt
     prefix_tokens: int = 0  # shared by all prompts
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
 
     @property
     def max_length(self) -> int:
@@ -31,15 +33,18 @@ RECIPES = {
     "long-outputs": Recipe(64, (32, 32), 512),
     "prefix-heavy": Recipe(200, (16, 64), 32, prefix_tokens=1000),  # as few-shot evaluation has it
     "single": Recipe(1, (32, 32), 1024),  # long enough to hide the start of a job
+    "sampled": Recipe(64, (32, 256), 64, temperature=0.8, top_p=0.95),  # W1, as most chat models ask for it
 }
 
 
 class Workload(NamedTuple):
-    """What every engine computes: so many greedy tokens for each prompt, also after an end-of-sequence token."""
+    """What every engine computes: so many tokens for each prompt, also after an end-of-sequence token."""
 
     prompts: list[list[int]]
     output_tokens: int  # of each prompt
     prefix_tokens: int  # shared by all prompts
+    temperature: float = 0.0
+    top_p: float = 1.0
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,7 +67,7 @@ def make_workload(tokenizer: Tokenizer, recipe: Recipe) -> Workload:
     for _ in range(recipe.prompts):
         length, start = generator.randint(*recipe.lengths), generator.randrange(len(token_ids) - recipe.lengths[1])
         prompts.append(prefix + token_ids[start : start + length])
-    return Workload(prompts, recipe.output_tokens, recipe.prefix_tokens)
+    return Workload(prompts, recipe.output_tokens, recipe.prefix_tokens, recipe.temperature, recipe.top_p)
 
 
 def write_workload(workload: Workload, folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ _MAX_NUM_BATCHED_TOKENS = 512
 def main() -> None:
     """Generate, write the result."""
     task = read_task(__doc__ or "")
+    assert task.temperature == 0, "the driver is greedy"
     seconds, *rows = run_driver(task).splitlines()
     outputs: TokenIds = [[int(token_id) for token_id in row.split()] for row in rows]
     assert [len(output) for output in outputs] == [task.output_tokens] * len(task.prompts), outputs

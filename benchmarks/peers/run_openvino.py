@@ -25,7 +25,7 @@ def main() -> None:
 
     def generate(prompts: TokenIds, num_output: int) -> TokenIds:
         tensors = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
-        results = pipeline.generate(tensors, [greedy(num_output)] * len(prompts))
+        results = pipeline.generate(tensors, [request(task, num_output)] * len(prompts))
         return [list(result.m_generation_ids[0]) for result in results]
 
     write_result(task, measure(task, generate), ["openvino-genai", "openvino"])
@@ -42,12 +42,14 @@ def scheduler(task: Task) -> openvino_genai.SchedulerConfig:
     return config
 
 
-def greedy(num_output: int) -> openvino_genai.GenerationConfig:
+def request(task: Task, num_output: int) -> openvino_genai.GenerationConfig:
     """Options of one request."""
     config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = config.min_new_tokens = num_output
+    config.max_new_tokens = num_output
     config.ignore_eos = True
-    config.do_sample = False
+    config.do_sample = task.temperature > 0
+    if config.do_sample:
+        config.temperature, config.top_p = task.temperature, task.top_p
     config.apply_chat_template = False
     return config
 

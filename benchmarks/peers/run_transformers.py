@@ -21,17 +21,20 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32).eval()
     model.generation_config = GenerationConfig()  # that of the model could ask for sampling
     with torch.inference_mode():
-        measured = measure(task, lambda prompts, num_output: generate_sorted(model, prompts, num_output))
+        how = {"do_sample": True, "temperature": task.temperature, "top_p": task.top_p, "top_k": 0}
+        how = how if task.temperature > 0 else {}
+        measured = measure(task, lambda prompts, num_output: generate_sorted(model, prompts, num_output, **how))
         rows = zip(task.prompts, measured[1], strict=True)
         margins = [margin(model, *row) for row in rows] if task.wants_margins else None
     write_result(task, measured, ["transformers", "torch"], margins=margins)
 
 
-def generate_sorted(model: torch.nn.Module, prompts: TokenIds, num_output: int) -> TokenIds:
+def generate_sorted(model: torch.nn.Module, prompts: TokenIds, num_output: int, **how: object) -> TokenIds:
     """Generate for all prompts, those of similar length together; outputs in the order of the prompts."""
     outputs: TokenIds = [[] for _ in prompts]
     for rows in batches([len(prompt) + num_output for prompt in prompts]):
-        for row, output in zip(rows, generate(model, [prompts[row] for row in rows], num_output), strict=True):
+        found = generate(model, [prompts[row] for row in rows], num_output, **how)
+        for row, output in zip(rows, found, strict=True):
             outputs[row] = output
     return outputs
 
@@ -47,13 +50,13 @@ def batches(lengths: list[int]) -> list[list[int]]:
     return result
 
 
-def generate(model: torch.nn.Module, prompts: TokenIds, num_output: int) -> TokenIds:
-    """Generate for one batch, prompts padded on the left; nothing ends a sequence early."""
+def generate(model: torch.nn.Module, prompts: TokenIds, num_output: int, **how: object) -> TokenIds:
+    """Generate for one batch, prompts padded on the left, greedily if nothing else is said; nothing ends early."""
     length = max(map(len, prompts))
     device = next(model.parameters()).device
     token_ids = torch.tensor([[_PAD] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    config = GenerationConfig(do_sample=False, max_new_tokens=num_output, pad_token_id=_PAD)
+    config = GenerationConfig(**how, max_new_tokens=num_output, pad_token_id=_PAD)
     result = model.generate(input_ids=token_ids, attention_mask=mask, generation_config=config)  # type: ignore
     outputs: TokenIds = result[:, length:].tolist()
     return outputs

@@ -24,7 +24,9 @@ def main() -> None:
     )  # fmt: skip
 
     def generate(prompts: TokenIds, num_output: int) -> TokenIds:
-        sampling = SamplingParams(temperature=0, max_tokens=num_output, min_tokens=num_output, ignore_eos=True)
+        sampling = SamplingParams(
+            temperature=task.temperature, top_p=task.top_p, max_tokens=num_output, ignore_eos=True
+        )
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
         results = engine.generate(requests, sampling, use_tqdm=False)
         return [list(result.outputs[0].token_ids) for result in results]

@@ -16,7 +16,7 @@ TokenIds = list[list[int]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a runner is asked to do: so many greedy tokens for each prompt; an end-of-sequence token ends nothing."""
+    """What a runner is asked to do: so many tokens for each prompt; an end-of-sequence token ends nothing."""
 
     model: Path  # in the form that the peer reads
     prompts: TokenIds
@@ -26,6 +26,8 @@ class Task:
     precision: str  # f32 or int8, of the weights
     reuses_prefixes: bool
     wants_margins: bool  # only transformers knows them
+    temperature: float  # 0 is greedy
+    top_p: float
 
     @property
     def warm_up_prompts(self) -> TokenIds:
@@ -47,7 +49,7 @@ def read_task(description: str) -> Task:
     """Read the command line and the workload."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("workload", type=Path, help="{prompts: [[ids]], output_tokens: N}")
+    parser.add_argument("workload", type=Path, help="{prompts: [[ids]], output_tokens: N, temperature: T, top_p: P}")
     parser.add_argument("result", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("f32", "int8"), default="f32")
@@ -57,7 +59,7 @@ def read_task(description: str) -> Task:
     workload = json.loads(args.workload.read_text())
     return Task(
         args.model, workload["prompts"], workload["output_tokens"], args.result, args.threads, args.precision,
-        args.reuse_prefixes, args.margins,
+        args.reuse_prefixes, args.margins, workload.get("temperature", 0.0), workload.get("top_p", 1.0),
     )  # fmt: skip
 
 
