@@ -19,7 +19,13 @@ def text_ids(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     Raises:
         ConfigError: a file that cannot be read, or a token that the model does not have.
     """
-    ids = tokenizer.encode(_read_text(path), add_special_tokens=False)
+    text = _read_text(path)
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # tokenizers raises plain Exception, as for a text outside a vocabulary without <unk>
+        raise ConfigError(
+            f"the model's tokenizer cannot encode it ({error})", expected="text in its vocabulary", where=str(path)
+        ) from error
     if max(ids, default=0) >= vocab_size:
         raise ConfigError(f"token {max(ids)} in {path}", expected=f"ids below {vocab_size}, the model's vocabulary")
     return ids

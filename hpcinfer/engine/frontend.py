@@ -10,7 +10,8 @@ class Frontend(Protocol):
     """Feeds one replica. Only its leader has one."""
 
     def take(self, wanted: int) -> list[Request]:
-        """Up to `wanted` new requests, without waiting; fewer or none if there are none now."""
+        """New requests of up to `wanted` choices together, the last one's may be more; without waiting, none if there
+        are none now."""
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:
         """Take over a finished row."""
@@ -34,7 +35,9 @@ class ListFrontend:
 
     def take(self, wanted: int) -> list[Request]:
         """Give the next ones of the list."""
-        taken, self._requests = self._requests[:wanted], self._requests[wanted:]
+        taken: list[Request] = []
+        while self._requests and sum(request.sampling.n for request in taken) < wanted:
+            taken.append(self._requests.pop(0))
         return taken
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:

@@ -1,9 +1,15 @@
 """A sequence: one choice of a request while it is served. Replicated on every rank of the replica."""
 
+from __future__ import annotations
+
 from array import array
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from hpcinfer.engine.request import Request
+
+if TYPE_CHECKING:
+    from hpcinfer.engine.logits import SeenTokens
 
 
 class Finish(IntEnum):
@@ -33,6 +39,7 @@ class Sequence:
         self.blocks = array("q")  # of which batches copy the bytes
         self.block_hashes: list[bytes] = []
         self.num_remembered = 0  # leading blocks that are offered for reuse
+        self.seen: SeenTokens | None = None  # where something depends on it
         self.is_finished = False  # perhaps with a work in flight, which comes to nothing
         params = request.sampling  # whether each token is that of the largest logit, and nothing else is asked for
         self.takes_best = params.is_greedy and params.logprobs is None and not params.adjusts_logits(0)

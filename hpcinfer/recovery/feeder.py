@@ -71,6 +71,7 @@ class Feeder:
         self._witness = witness
         self._apart: deque[Row] = deque()  # rows that wait until they can be computed alone
         self._is_alone = False  # such a row is in the engine
+        self._num_choices = 1  # of the latest row
         self.counts = counts
 
     def adopt(self, requests: list[Request]) -> None:
@@ -99,16 +100,22 @@ class Feeder:
         return tuple(Deal(block, left.generation, tuple(sorted(left.rows))) for block, left in self._left.items())
 
     def take(self, wanted: int) -> list[Request]:
-        """Give up to `wanted` rows that are prepared, of the blocks that have come. Not collective."""
-        self._turn(wanted)
-        while self._backlog and self._rows.num_open < wanted + _NUM_AHEAD:
+        """Give rows that are prepared, of the blocks that have come, until they have `wanted` choices. Not collective.
+
+        Rows that are to come are thought to have as many choices as the last one.
+        """
+        wanted_rows = -(-wanted // self._num_choices)
+        self._turn(wanted_rows)
+        while self._backlog and self._rows.num_open < wanted_rows + _NUM_AHEAD:
             self._rows.give(*self._backlog.popleft())
         requests: list[Request] = []
-        while len(requests) < wanted and not self._is_alone and (row := self._rows.take()) is not None:
+        while wanted > 0 and not self._is_alone and (row := self._rows.take()) is not None:
             if self._witness.must_be_alone(row.row):
                 self._apart.append(row)
             elif (request := self._open_row(row)) is not None:
                 requests.append(request)
+                self._num_choices = request.sampling.n
+                wanted -= self._num_choices
         return requests or self._take_apart()
 
     def _take_apart(self) -> list[Request]:

@@ -45,6 +45,17 @@ def test_prompts_are_those_of_a_job(tmp_path):
     assert prompt_ids(tmp_path / "a.jsonl", tokenizer(), 500) == expected
 
 
+def test_text_that_a_tokenizer_cannot_encode_is_refused(tmp_path):
+    class Strict:
+        def encode(self, text, *, add_special_tokens):
+            raise Exception("WordLevel error: Missing [UNK] token")
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    with pytest.raises(ConfigError, match="cannot encode it .*UNK") as caught:
+        text_ids(tmp_path / "a.txt", Strict(), 500)
+    assert "a.txt" in str(caught.value)
+
+
 @pytest.mark.parametrize(("name", "content", "found"), [
     ("a.txt", b"\xff\xfe", "cannot be read"), ("a.txt", None, "cannot be read"), ("a.txt", b"hello", "token"),
     ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": 5}\n', "row 2"), ("a.jsonl", b"hello", "row 0"),

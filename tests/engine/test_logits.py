@@ -74,6 +74,22 @@ def test_ids_outside_the_vocabulary_are_no_index():
     assert not adjust(np.zeros(4, np.float32), 0, seq, (7,)).any()
 
 
+@given(prompt=st.lists(st.integers(0, 20), min_size=1, max_size=8), cut=st.integers(0, 20),
+       steps=st.lists(st.lists(st.integers(0, 20), max_size=7), max_size=8),
+       penalties=st.tuples(*[st.sampled_from([0.0, 0.5])] * 2), repetition=st.sampled_from([1.0, 1.3]))  # fmt: skip
+def test_what_a_sequence_has_seen_grows_with_it(prompt, cut, steps, penalties, repetition):
+    params = {"presence_penalty": penalties[0], "frequency_penalty": penalties[1], "repetition_penalty": repetition}
+    growing, parts = sequence(prompt, **params), (range(cut), range(cut, 21))
+    for new in steps:
+        growing.token_ids += new
+        fresh = sequence(prompt, growing.output_ids, **params)
+        for ids in parts:
+            found, expected = (changes_for(each, 9, (), ids) for each in (growing, fresh))
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+        row = np.linspace(-3, 3, 21, dtype=np.float32)
+        assert np.array_equal(adjust(row, 0, growing, ()), adjusted_one_by_one(row, growing, ()))
+
+
 def test_nothing_is_adjusted_by_default():
     assert not SamplingParams().adjusts_logits(0)
     for name, value in (("repetition_penalty", 1.1), ("presence_penalty", -0.1), ("frequency_penalty", 0.1),

@@ -19,16 +19,20 @@ from hpcinfer.recovery.rows import PrepareAhead, RowSource
 from hpcinfer.recovery.witness import Witness
 from hpcinfer.recovery.writer_thread import WriterThread
 
+NUM_CHOICES = 1
+
 
 class Desk:
     """Deals blocks one at a time, when asked; others are the claimant."""
 
     def __init__(self, deals):
         self._deals, self._is_asked = list(deals), False
+        self.most_asked = 0
         self.num_asked, self.is_ended, self.is_stopped, self.held = 0, False, False, None
 
     def ask(self, num_rows):
         assert num_rows > 0
+        self.most_asked = max(self.most_asked, num_rows)
         self._is_asked = True
         self.num_asked += 1
 
@@ -49,7 +53,8 @@ class Desk:
 def prepare(row, line):
     if line.startswith(b"bad"):
         raise RequestError("invalid_value", "bad", param="prompt")
-    return Prepared(RowRequest(row, "completions", "text"), np.frombuffer(line, np.uint8), SamplingParams())
+    sampling = SamplingParams(n=NUM_CHOICES)
+    return Prepared(RowRequest(row, "completions", "text"), np.frombuffer(line, np.uint8), sampling)
 
 
 @pytest.fixture
@@ -92,6 +97,24 @@ def test_each_row_of_each_block_has_one_line_and_is_counted(feed):
     counts = feeders[0].counts
     assert (counts.rows, counts.errors, counts.output_tokens) == (40, {"invalid_value": 6}, 68)
     assert counts.examples == {"invalid_value": "row 0: bad"} and counts.cut_by_default == 34
+
+
+def test_rows_of_many_choices_are_taken_as_their_choices_are_wanted(feed, monkeypatch):
+    monkeypatch.setitem(globals(), "NUM_CHOICES", 4)
+    sizes, asked = [], []
+
+    def use(feeder):
+        end = time.monotonic() + 20
+        while sum(sizes) < 34 and time.monotonic() < end:
+            sizes.append(len(feeder.take(6)))
+            if sum(sizes) == 2:
+                feeder.desk.most_asked = 0
+            feeder.wait()
+        asked.append(feeder.desk.most_asked)
+
+    feed(use)
+    assert sum(sizes) == 34 and max(sizes) == 2, "two rows have eight choices"
+    assert 0 < asked[0] <= 2
 
 
 def test_requests_come_in_the_order_of_their_blocks(feed):
