@@ -25,7 +25,7 @@ KINDS = (
     {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 17, "logprobs": 2},
     {"temperature": 0.0, "repetition_penalty": 1.4, "min_tokens": 6, "logprobs": 0},
     {"temperature": 0.0, "echo": True, "logprobs": 1, "max_tokens": 0},
-    {"temperature": 1.3, "frequency_penalty": 0.5, "echo": True, "logprobs": 3},
+    {"temperature": 1.3, "frequency_penalty": 0.5, "echo": True, "logprobs": 3, "n": 2},
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Text and finish reason are pure functions of the ids.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpcinfer.data.completion import Choice, TokenLogprob
 from hpcinfer.data.detokenizer import TextStream
@@ -68,12 +68,13 @@ class Outputs:
         choices.append(self._choice(sequence.choice, output, sequence, finish))
         if len(choices) < request.sampling.n:
             return ()
-        return tuple(sorted(self._choices.pop(request.row), key=lambda choice: choice.index))
+        choices = sorted(self._choices.pop(request.row), key=lambda choice: choice.index)
+        return tuple(replace(choice, prompt_logprobs=choices[0].prompt_logprobs) for choice in choices)
 
     def _choice(self, index: int, output: _Output, sequence: Sequence, finish: Finish) -> Choice:
         params = sequence.request.sampling
         prompt_logprobs = None
-        if params.scores_prompt:
+        if params.scores_prompt and index == 0:  # which has scored it for all
             first = TokenLogprob(sequence.request.prompt_ids[0], None)
             prompt_logprobs = (first, *(_logprob(score) for score in output.prompt_scores))
         return Choice(

@@ -35,7 +35,7 @@ class Sequence:
         self.token_ids = [*request.prompt_ids, *(request.resumed[choice] if request.resumed else ())]
         self.num_prompt = len(request.prompt_ids)
         self.num_computed = self.num_scheduled = 0
-        self.num_scored = 1 if request.sampling.scores_prompt else self.num_prompt
+        self.num_scored = 1 if request.sampling.scores_prompt and choice == 0 else self.num_prompt  # once for all
         self.blocks = array("q")  # of which batches copy the bytes
         self.block_hashes: list[bytes] = []
         self.num_remembered = 0  # leading blocks that are offered for reuse

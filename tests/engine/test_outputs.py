@@ -110,6 +110,17 @@ def test_prompt_is_scored_over_chunks_and_its_first_token_not_at_all(outputs):
     assert [entry.token_id for entry in choice.logprobs] == [99]
 
 
+def test_prompt_is_scored_once_for_all_choices(outputs):
+    first, second = open_row(outputs, prompt=(10, 11), echo=True, logprobs=1, max_tokens=1, n=2)
+    assert (first.num_scored, second.num_scored) == (1, 2)
+    assert outputs.extend(Work.of(second, 0, 2), [RowResult(98, score(98))]) is Finish.LENGTH
+    assert outputs.close(second, Finish.LENGTH) == ()
+    assert outputs.extend(Work.of(first, 0, 2), [RowResult(11, score(11)), RowResult(99, score(99))]) is Finish.LENGTH
+    choices = outputs.close(first, Finish.LENGTH)
+    assert [[entry.token_id for entry in choice.prompt_logprobs] for choice in choices] == [[10, 11]] * 2
+    assert [choice.logprobs[0].token_id for choice in choices] == [99, 98]
+
+
 @pytest.mark.parametrize("prompt", [(10,), (10, 11, 12)])
 def test_scoring_alone_ends_with_the_prompt(outputs, prompt):
     [sequence] = open_row(outputs, prompt=prompt, echo=True, logprobs=0, max_tokens=0)

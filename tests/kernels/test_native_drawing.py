@@ -14,6 +14,7 @@ from hpcinfer.kernels.sampling import draw_rows
 
 LIBRARY = load(local_rank=None)
 ISAS = instruction_sets(LIBRARY)
+REFERENCE = create_kernels("reference")
 KERNELS = {threads: create_kernels("native", placement=Placement(threads, None)) for threads in (1, 3)}
 GRAINS = {1: (1,), 7: (3, 0, 4), 255: (255,), 256: (100, 156), 300: (256, 44), 3000: (1500, 1499, 1)}
 # Temperatures at which few, many and all ids count; sums of probabilities that are hit exactly, and that never are.
@@ -75,6 +76,27 @@ def test_draws_are_those_of_the_shared_definition(seed, size, how, has_changes):
         for threads, kernels in KERNELS.items():
             assert kernels.draw(logits, GRAINS[size], how).tolist() == expected, (isa, threads)
     assert logits.tobytes() == before
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from(list(GRAINS)), num_rows=st.integers(1, 5))
+def test_the_largest_of_changed_rows_is_that_of_the_reference(seed, size, num_rows):
+    rng = np.random.default_rng(seed)
+    logits = in_grains(some_rows(rng, size, num_rows), GRAINS[size])
+    changes = {i: random_changes(rng, size) for i in range(num_rows) if rng.random() < 0.7}
+    expected = REFERENCE.argmax(logits, GRAINS[size], changes)
+    for isa in ISAS:
+        LIBRARY.lib.hpc_use(isa.encode())
+        for kernels in KERNELS.values():
+            found = kernels.argmax(logits, GRAINS[size], changes)
+            assert found.places.tolist() == expected.places.tolist()
+            assert found.values.tolist() == expected.values.tolist()
+
+
+def test_a_rank_without_ids_has_no_largest():
+    some = Changes(np.empty(0, np.int64), *np.empty((3, 0), np.float32))
+    found = KERNELS[1].argmax(np.zeros((1, 2, 5), np.float32), (0, 0), {0: some})
+    assert found.values.tolist() == [-np.inf] and found.places.tolist() == [0]
 
 
 def test_every_id_of_a_wide_nucleus_can_be_drawn():

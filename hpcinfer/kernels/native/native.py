@@ -17,7 +17,7 @@ from hpcinfer.kernels.node_memory import NodeMemory
 from hpcinfer.kernels.probe import probe_digest
 from hpcinfer.kernels.protocol import Changes, Draw, GrainBest, GrainStats, LayerWeights, StepInput
 from hpcinfer.kernels.rope import rope_table
-from hpcinfer.kernels.sampling import COLDEST, HOTTEST, RowSampling, change_row, compact
+from hpcinfer.kernels.sampling import COLDEST, HOTTEST, RowSampling
 
 logger = logging.getLogger(__name__)
 
@@ -191,9 +191,9 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
             self._runtime, self._floats(logits), self._sizes(grain_sizes), *logits.shape, self._floats(best.values),
             self._pointer("int64_t[]", best.places),
         )  # fmt: skip
-        for i, change in (changes or {}).items():
-            row = change_row(compact(logits[i : i + 1], grain_sizes)[0], change)
-            [best.values[i]], [best.places[i]] = self.argmax(row.reshape(1, 1, -1), (len(row),))
+        if changes:
+            rows, draws = list(changes), [Draw(0.0, changes=change) for change in changes.values()]
+            best.values[rows], best.places[rows] = self._drawn(logits[rows], grain_sizes, draws)
         return best
 
     def grain_stats(self, logits: np.ndarray, grain_sizes: tuple[int, ...]) -> GrainStats:
@@ -217,16 +217,21 @@ class NativeKernels(NativeWeights, NodeMemory, RowSampling):
 
     def draw(self, logits: np.ndarray, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> np.ndarray:
         """Choose an id of each row of [R, G, U], rows side by side on all threads."""
+        return self._drawn(logits, grain_sizes, draws).places
+
+    def _drawn(self, logits: np.ndarray, grain_sizes: tuple[int, ...], draws: Sequence[Draw]) -> GrainBest:
+        """Ids that are drawn, with their changed logits."""
+        values = self.empty((len(draws),))
         rules, ids = np.array([draw[:-1] for draw in draws], _DRAW), np.empty(len(draws), np.int64)
         temperatures = rules["f0"]
         np.clip(temperatures, COLDEST, HOTTEST, out=temperatures, where=temperatures != 0)
         changes = self._changes([draw.changes for draw in draws])
         is_done = self._lib.hpc_draw_ids(
             self._runtime, self._floats(np.ascontiguousarray(logits)), self._sizes(grain_sizes), *logits.shape,
-            self._pointer("hpc_draw[]", rules), changes.struct, self._pointer("int64_t[]", ids),
+            self._pointer("hpc_draw[]", rules), changes.struct, self._pointer("int64_t[]", ids), self._floats(values),
         )  # fmt: skip
         _check_memory(is_done)
-        return ids
+        return GrainBest(values, ids)
 
     def log(self, x: np.ndarray) -> np.ndarray:
         """Natural logarithm, computed in float64, in the precision of x."""

@@ -127,9 +127,9 @@ void hpc_exp(hpc_runtime *runtime, float *values, int64_t size) { table()->exp(r
 
 int hpc_draw_ids(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
-    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids
+    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids, float *values
 ) {
-    return table()->draw_ids(runtime, logits, sizes, num_rows, grains, columns, draws, changes, ids);
+    return table()->draw_ids(runtime, logits, sizes, num_rows, grains, columns, draws, changes, ids, values);
 }
 
 void hpc_product(

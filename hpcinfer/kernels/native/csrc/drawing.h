@@ -206,7 +206,7 @@ static int64_t draw_id(const draw_scratch *row, const hpc_draw *draw) {
     const float peak = largest_value(row->peaks, row->num_blocks);
     if (draw->temperature == 0 || !isfinite(peak)) { /* or every id is forbidden: no distribution to draw from */
         int64_t id = 0;
-        while (row->values[id] != peak) id++;
+        while (id + 1 < row->size && row->values[id] != peak) id++;
         return id;
     }
     const draw_scale scale = {peak, (float)draw->temperature, draw->min_p > 0 ? (float)draw->min_p : 0};
@@ -216,7 +216,7 @@ static int64_t draw_id(const draw_scratch *row, const hpc_draw *draw) {
 
 static int draw_ids(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
-    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids
+    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids, float *values
 ) {
     int64_t size = 0;
     for (int64_t grain = 0; grain < grains; grain++) size += sizes[grain];
@@ -233,6 +233,7 @@ static int draw_ids(
             if (ids[i] >= 0) continue;
             take_row(&row, logits + i * grains * columns, sizes, grains, columns, changes, i);
             ids[i] = draw_id(&row, draws + i);
+            values[i] = size > 0 ? row.values[ids[i]] : -INFINITY;
         }
     }
     add_seconds(runtime, HPC_SAMPLING);

@@ -170,9 +170,10 @@ void hpc_grain_stats(
     float *maxima, float *sums);
 void hpc_largest(hpc_runtime *runtime, const float *row, int64_t size, int64_t count, int64_t *places);
 void hpc_exp(hpc_runtime *runtime, float *values, int64_t size); /* in place */
-int hpc_draw_ids( /* `changes` may be NULL; ids that are known stay. 0 without memory */
+/* An id of each row, and its changed logit unless the id was known. 0 without memory; `changes` may be NULL. */
+int hpc_draw_ids(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
-    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids);
+    const hpc_draw *draws, const hpc_changes *changes, int64_t *ids, float *values);
 
 /* Single steps of the calls above, for tests: parts.h. */
 void hpc_product(
