@@ -10,8 +10,7 @@ class Frontend(Protocol):
     """Feeds one replica. Only its leader has one."""
 
     def take(self, wanted: int) -> list[Request]:
-        """New requests of up to `wanted` choices together, the last one's may be more; without waiting, none if there
-        are none now."""
+        """New requests until they have `wanted` choices together, without waiting; fewer or none if there are none."""
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:
         """Take over a finished row."""
