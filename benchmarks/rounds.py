@@ -59,7 +59,7 @@ class Rounds:
 
     def _run_peer(self, contender: PeerContender) -> PeerResult:
         is_reference = contender.peer == "transformers" and self.reference is None
-        result = self._bench.run_peer(contender, with_margins=is_reference)
+        result = self._bench.run_peer(contender, with_margins=is_reference and self._bench.workload.temperature == 0)
         if is_reference:
             self.reference = result
         self.versions.update(result.versions)

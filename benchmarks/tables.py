@@ -14,7 +14,7 @@ def _head(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     return [
         f"model     {result['model']}; {result['workload']}: {result['prompts']} prompts, "
-        f"{result['prompt_tokens']} prompt tokens, {result['output_tokens']} output tokens"
+        f"{result['prompt_tokens']} prompt tokens, {result['output_tokens']} output tokens, {result['sampling']}"
         + "".join(f" {option}" for option in result["job_options"]),
         f"machine   {machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f}",
         "versions  " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),

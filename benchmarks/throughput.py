@@ -149,6 +149,7 @@ def _about(args: argparse.Namespace, workload: Workload, size: LinearSize) -> di
         "prompts": len(workload.prompts),
         "prompt_tokens": workload.prompt_tokens,
         "output_tokens": workload.all_output_tokens,
+        "sampling": workload.sampling,
         "operations": size.operations(workload),
     }
 

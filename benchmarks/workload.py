@@ -47,6 +47,11 @@ class Workload(NamedTuple):
     top_p: float = 1.0
 
     @property
+    def sampling(self) -> str:
+        """How tokens are chosen."""
+        return f"temperature {self.temperature}, top-p {self.top_p}" if self.temperature > 0 else "greedy"
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(map(len, self.prompts))

@@ -1,5 +1,6 @@
 """What the leader's engine asks of the world outside: more requests, and a place for finished rows."""
 
+from collections import deque
 from typing import Protocol
 
 from hpcinfer.data.completion import Choice
@@ -29,14 +30,15 @@ class ListFrontend:
     """Requests from a list, finished rows into a dict: for tests and small programs."""
 
     def __init__(self, requests: list[Request]) -> None:
-        self._requests = list(requests)
+        self._requests = deque(requests)
         self.finished: dict[int, tuple[Choice, ...]] = {}
 
     def take(self, wanted: int) -> list[Request]:
         """Give the next ones of the list."""
         taken: list[Request] = []
-        while self._requests and sum(request.sampling.n for request in taken) < wanted:
-            taken.append(self._requests.pop(0))
+        while wanted > 0 and self._requests:
+            taken.append(self._requests.popleft())
+            wanted -= taken[-1].sampling.n
         return taken
 
     def finish(self, row: int, choices: tuple[Choice, ...]) -> None:

@@ -69,7 +69,9 @@ class Outputs:
         if len(choices) < request.sampling.n:
             return ()
         choices = sorted(self._choices.pop(request.row), key=lambda choice: choice.index)
-        return tuple(replace(choice, prompt_logprobs=choices[0].prompt_logprobs) for choice in choices)
+        if request.sampling.scores_prompt:
+            choices = [replace(choice, prompt_logprobs=choices[0].prompt_logprobs) for choice in choices]
+        return tuple(choices)
 
     def _choice(self, index: int, output: _Output, sequence: Sequence, finish: Finish) -> Choice:
         params = sequence.request.sampling

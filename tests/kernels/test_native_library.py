@@ -203,21 +203,24 @@ def test_runtime_knows_how_many_threads_it_has(library):
 
 
 IN_A_THREAD = """
+    import os
     import threading
     import numpy as np
     from hpcinfer.kernels import Placement, create_kernels
     from hpcinfer.kernels.protocol import Weight
-    kernels = {threads: create_kernels("native", placement=Placement(threads, None)) for threads in (1, 8)}
-    x = np.arange(16 * 64, dtype=np.float32).reshape(16, 64)
+    MANY = os.cpu_count() + 4  # more than a team that may shrink
+    kernels = {threads: create_kernels("native", placement=Placement(threads, None)) for threads in (1, MANY)}
+    places = np.arange(2 * MANY)
+    x = np.arange(len(places) * 64, dtype=np.float32).reshape(-1, 64)
     def logits(threads, rows):
         table = Weight(np.ones((1, 64, 64), np.float32), "float32")
         head = kernels[threads].prepare_head(np.ones(64, np.float32), table, 1e-5)
         return kernels[threads].logits(x, rows, head)
     found = []
-    thread = threading.Thread(target=lambda: found.append(logits(8, np.arange(16))))
+    thread = threading.Thread(target=lambda: found.append(logits(MANY, places)))
     thread.start()
     thread.join()
-    print((found[0] == logits(1, np.arange(16))).all())
+    print((found[0] == logits(1, places)).all())
 """
 
 

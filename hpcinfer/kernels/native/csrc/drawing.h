@@ -218,17 +218,17 @@ static int draw_ids(
     hpc_runtime *runtime, const float *logits, const int64_t *sizes, int64_t num_rows, int64_t grains, int64_t columns,
     const hpc_draw *draws, const hpc_changes *changes, int64_t *ids, float *values
 ) {
-    int64_t size = 0;
+    int64_t size = 0, taken = 0;
     for (int64_t grain = 0; grain < grains; grain++) size += sizes[grain];
     const int64_t bytes = draw_scratch_bytes(size);
-    char *memory = hpc_scratch(runtime, HPC_DRAWING, runtime->threads * bytes);
+    const int64_t num_busy = num_rows < runtime->threads ? num_rows : runtime->threads; /* threads with rows to draw */
+    char *memory = hpc_scratch(runtime, HPC_DRAWING, num_busy * bytes);
     if (!has_all_scratch(runtime)) return 0;
     begin_phase(runtime);
 #pragma omp parallel num_threads(runtime->threads) if (num_rows > 1)
-    {
+    if (THREAD < num_busy) {
         const draw_scratch row = draw_scratch_at(memory + THREAD * bytes, size);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_rows; i++) {
+        for (int64_t i; (i = take_next(&taken, 0)) < num_rows;) {
             ids[i] = draws[i].known_id;
             if (ids[i] >= 0) continue;
             take_row(&row, logits + i * grains * columns, sizes, grains, columns, changes, i);

@@ -141,7 +141,7 @@ static int head_logits(
     return 1;
 }
 
-/* Rows of a product alone, for tests: `values`, quantised if the weight is quantised. */
+/* Rows of a product alone, for tests, which have the memory: `values`, quantised if the weight is quantised. */
 static hpc_rows rows_of_values(hpc_runtime *runtime, const hpc_weight *weight, float *values, int64_t num_rows) {
     hpc_rows rows = make_rows(runtime, 0, num_rows, weight, values);
     if (rows.codes) quantise_rows(values, &rows, 0, 1);

@@ -34,8 +34,8 @@ static inline int has_all_scratch(hpc_runtime *runtime) {
     return has_all;
 }
 
-/* Let this thread, and those that it begins, round as IEEE 754 does by default: no library may have it flush small
- * numbers to zero, for which the kernels would depend on who loaded what, and on which thread. */
+/* Let this thread, and workers that it begins, round as IEEE 754 does by default: a library that was loaded may have it
+ * flush small numbers to zero, and results would depend on that, and on which thread computes them. */
 void hpc_use_default_rounding(void);
 double hpc_now(void); /* monotonic seconds */
 
