@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
@@ -99,7 +99,8 @@ class PrepareAhead:
     def __init__(self, source: RowSource) -> None:
         self._source = source
         self._wanted: SimpleQueue[tuple[int, Deal] | None] = SimpleQueue()
-        self._done: SimpleQueue[Row | BaseException] = SimpleQueue()
+        # A SimpleQueue waits for ever where a signal comes at the end of a time limit (CPython 3.11).
+        self._done: Queue[Row | BaseException] = Queue()
         self._waited_for: deque[Row | BaseException] = deque()  # taken out of `_done` by `wait`
         self._is_closed = threading.Event()
         self.num_open = 0  # rows that were given and not taken back

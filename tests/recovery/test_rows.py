@@ -1,6 +1,9 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from types import SimpleNamespace
@@ -131,3 +134,20 @@ def test_row_is_read_again_after_the_file_system_was_away(make_source, monkeypat
 
     monkeypatch.setattr(os, "pread", read)
     assert source.read(1) == b"second" and not fails
+
+
+SIGNALLED = """
+    import signal
+    from hpcinfer.recovery.rows import PrepareAhead
+    signal.signal(signal.SIGALRM, lambda number, frame: None)
+    with PrepareAhead(None) as ahead:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00037)
+        for _ in range(2000):
+            ahead.wait(0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_no_signal_makes_waiting_last():
+    """As that which stops a job does, when it comes at the very end of a wait."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(SIGNALLED)], timeout=60, check=True, cwd="/")
